@@ -1,0 +1,35 @@
+"""The one place that imports the compiled extension."""
+
+from __future__ import annotations
+
+# The extension needs libgomp; torch brings a copy under the same name, and importing torch first
+# makes that copy the only one in the process.
+import torch as _torch  # noqa: F401
+
+from causalprune import _core
+
+__all__ = [
+    "available_isas",
+    "chosen_isa",
+    "compiler",
+    "cuda_status",
+    "path_effects",
+    "path_effects_cuda",
+    "path_effects_cuda_workspace",
+    "version",
+    "with_cuda",
+    "with_openmp",
+]
+
+available_isas = _core.available_isas
+chosen_isa = _core.chosen_isa
+compiler: str = _core.compiler
+path_effects = _core.path_effects
+version: str = _core.version
+with_cuda: bool = _core.with_cuda
+with_openmp: bool = _core.with_openmp
+
+# Present only in builds with CUDA kernels.
+cuda_status = getattr(_core, "cuda_status", None)
+path_effects_cuda = getattr(_core, "path_effects_cuda", None)
+path_effects_cuda_workspace = getattr(_core, "path_effects_cuda_workspace", None)

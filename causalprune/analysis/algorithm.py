@@ -1,0 +1,351 @@
+"""`analyze`: a table of pruning trials in, an effect with its refutations out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from causalprune.analysis import effects, identification, iisc, refutations
+from causalprune.analysis.graphs import COST_OUTCOMES, accuracy_graph, cost_graph
+from causalprune.analysis.results import AnalysisResult
+from causalprune.analysis.tables import (
+    DESIGN_COLUMNS,
+    Trials,
+    check_treatment,
+    completed_trials,
+    read_table,
+)
+from causalprune.analysis.wording import FEW_CLUSTERS, derivative, number, unit_of
+from causalprune.errors import InvalidArgumentError, UnknownNameError
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+__all__ = ["analyze"]
+
+PRESETS = ("iisc",)
+DEFAULT_SIMULATIONS = 100
+
+
+def analyze(
+    table: pd.DataFrame | str | Path,
+    treatment: str = "ratio",
+    outcome: str = "accuracy_loss",
+    *,
+    preset: str | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    n_simulations: int = DEFAULT_SIMULATIONS,
+) -> AnalysisResult:
+    """Estimate what pruning did in a table of trials, and try to refute it.
+
+    By default the estimand is the total effect of the treatment on the outcome, as
+    the average change of the outcome per step of the treatment (0.1 for a ratio)
+    over the trials' design, and as contrasts of each treatment level with the
+    smallest. It is identified by DoWhy on a causal graph of the experiment,
+    estimated by least squares within design blocks with checkpoint-clustered
+    intervals, and attacked by three refuters that are judged by effect sizes.
+
+    ``preset="iisc"`` runs Algorithm 2 of the IISc paper instead: thresholded columns
+    ``High_Accuracy_Loss``, ``High_Pruning``, ``High_Memory_Consumption``, the paper's
+    four-node graph (*reconstructed*, and biased: it adjusts for memory and MACs,
+    which are descendants of pruning), DoWhy's ``backdoor.linear_regression`` and
+    DoWhy's three refuters with their p-values.
+
+    Parameters
+    ----------
+    table : DataFrame, str or Path
+        One row a trial; a run directory, a ``trials.csv`` or a frame, which is
+        never changed. Needs the treatment, the outcome and ``checkpoint`` (which
+        network a trial started from); ``status``, ``assignment`` and the design
+        columns are used where present.
+    treatment : str
+        Numeric column that causes the outcome in the graph, usually ``"ratio"``.
+    outcome : str
+        Numeric column; fractions for accuracies.
+    preset : {None, "iisc"}
+        None is the analysis to trust.
+    thresholds : mapping, optional
+        Only for ``"iisc"``: ``accuracy`` (X, fraction), ``ratio`` (Y) and ``memory``
+        (Z, bytes of ``memory_bytes``). Medians by default; recorded in the result.
+    seed : int
+        Same seed, same numbers.
+    progress : bool
+        Show a progress bar.
+    n_simulations : int
+        Simulations of each refuter; 0 leaves the refuters out.
+
+    Returns
+    -------
+    AnalysisResult
+        With `estimate` NaN and a `reason` where the table cannot tell (an outcome
+        that never varies, a treatment that its covariates fix).
+
+    Raises
+    ------
+    RecordError
+        The table is unreadable, lacks columns or has too few completed trials.
+    InvalidArgumentError
+        An argument is wrong, or the treatment never varies.
+    MissingDependencyError
+        DoWhy is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import causalprune.analysis as analysis
+    >>> rng = np.random.default_rng(0)
+    >>> rows = [
+    ...     {"checkpoint": c, "method": m, "ratio": r, "assignment": "randomised",
+    ...      "accuracy_loss": 0.05 * r + 0.002 * rng.standard_normal()}
+    ...     for c in range(4) for m in ("path", "random") for r in (0.0, 0.3, 0.6, 0.9)
+    ... ]
+    >>> result = analysis.analyze(pd.DataFrame(rows), n_simulations=20)
+    >>> bool(result.interval[0] < 0.005 < result.interval[1])
+    True
+    >>> [item.name for item in result.refutations]
+    ['placebo treatment', 'random common cause', 'data subset']
+    """
+    _check_arguments(treatment, outcome, preset, thresholds, seed, n_simulations)
+    frame = read_table(table)
+    if preset == "iisc":
+        trials = completed_trials(frame, iisc.NUMERIC, required=())
+        check_treatment(trials.frame, "ratio")
+        with _progress(progress, "Algorithm 2", 5) as advance:
+            return iisc.replicate(trials, thresholds, seed, n_simulations, advance)
+    trials = completed_trials(frame, (treatment, outcome))
+    check_treatment(trials.frame, treatment)
+    with _progress(progress, "causal analysis", 5) as advance:
+        return _analyze_design(trials, treatment, outcome, seed, n_simulations, advance)
+
+
+def _check_arguments(
+    treatment: str,
+    outcome: str,
+    preset: str | None,
+    thresholds: Mapping[str, float] | None,
+    seed: int,
+    n_simulations: int,
+) -> None:
+    if preset is not None and preset not in PRESETS:
+        raise UnknownNameError("preset", preset, PRESETS)
+    if preset is None and thresholds is not None:
+        raise InvalidArgumentError("thresholds: only preset='iisc' has thresholds, got preset=None")
+    if preset == "iisc" and (treatment, outcome) != ("ratio", "accuracy_loss"):
+        raise InvalidArgumentError(
+            "treatment, outcome: preset='iisc' fixes both (High_Pruning, High_Accuracy_Loss), "
+            f"got {treatment!r}, {outcome!r}"
+        )
+    if treatment == outcome:
+        raise InvalidArgumentError(f"outcome: must differ from the treatment, got {outcome!r}")
+    for name, value, high in (("seed", seed, 2**32 - 4), ("n_simulations", n_simulations, 10**6)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise InvalidArgumentError(f"{name}: expected an integer, got {value!r}")
+        if not 0 <= value <= high:
+            raise InvalidArgumentError(f"{name}: expected 0 to {high}, got {value}")
+
+
+@contextmanager
+def _progress(show: bool, title: str, total: int) -> Iterator[Callable[[], None]]:
+    if not show:
+        yield lambda: None
+        return
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
+        bar.update(task, completed=total)
+
+
+def _graph(trials: Trials, outcome: str) -> nx.DiGraph:
+    columns = [str(name) for name in trials.frame.columns if trials.frame[name].notna().all()]
+    if outcome in COST_OUTCOMES:
+        return cost_graph(columns, outcome)
+    return accuracy_graph(columns, outcome, designed=trials.designed)
+
+
+def _analyze_design(
+    trials: Trials,
+    treatment: str,
+    outcome: str,
+    seed: int,
+    simulations: int,
+    advance: Callable[[], None],
+) -> AnalysisResult:
+    frame = trials.frame
+    step = 0.1 if "ratio" in treatment else 1.0
+    graph = _graph(trials, outcome)
+    identified = identification.identify(frame, graph, treatment, outcome)
+    advance()
+    blocks = effects.design_blocks(frame, treatment)
+    # Without random assignment a design column may be anything; only what the graph asks for.
+    covariates = blocks if trials.designed else ()
+    needed = tuple(c for c in identified.adjustment if frame[c].nunique() > 1)
+    design = effects.build_design(frame, treatment, needed, covariates)
+    assignment = effects.assignment_of(frame, treatment, covariates)
+    linear = effects.linear_effect(frame, treatment, outcome, design, step=step)
+    common = _common(trials, treatment, outcome, graph, identified, design)
+    common |= {"seed": seed, "n_simulations": simulations, "step": step}
+    if isinstance(linear, str):
+        return AnalysisResult(
+            estimate=math.nan,
+            interval=(math.nan, math.nan),
+            reason=linear,
+            notes=_notes(trials, treatment, design, ()),
+            **common,
+        )
+    contrasts, shortfall = effects.dose_response(frame, treatment, outcome, design)
+    randomised = trials.designed and treatment != "achieved_ratio"
+    p_value = (
+        effects.randomisation_p_value(frame, treatment, outcome, design, assignment, seed=seed)
+        if randomised
+        else None
+    )
+    advance()
+    target = _target(frame, identified, design, assignment, (linear.low, linear.high), step)
+    found = refutations.refute_all(target, seed, simulations, advance)
+    curve = _curve(outcome, step, linear, contrasts)
+    notes = _notes(trials, treatment, design, (shortfall, curve))
+    return AnalysisResult(
+        estimate=target.estimate,
+        interval=(linear.low, linear.high),
+        interval_kind=_interval_kind(linear.n_clusters),
+        p_value=p_value,
+        contrasts=contrasts,
+        refutations=found,
+        notes=notes,
+        **common,
+    )
+
+
+def _common(
+    trials: Trials,
+    treatment: str,
+    outcome: str,
+    graph: nx.DiGraph,
+    identified: identification.Identified,
+    design: effects.Design,
+) -> dict[str, Any]:
+    frame = trials.frame
+    given = f" given {', '.join(identified.adjustment)}" if identified.adjustment else ""
+    return {
+        "preset": "default",
+        "treatment": treatment,
+        "outcome": outcome,
+        "estimand": (
+            f"Total effect of {treatment} on {outcome}{given}, averaged over the trials of the "
+            f"table: {derivative(treatment, outcome, identified.adjustment)}"
+        ),
+        "graph_name": str(graph.name),
+        "nodes": tuple(graph.nodes),
+        "edges": tuple(graph.edges),
+        "constant_nodes": tuple(n for n in graph if frame[n].nunique(dropna=False) < 2),
+        "adjustment": identified.adjustment,
+        "design_covariates": design.covariates,
+        "n_trials": len(frame),
+        "n_failed": trials.n_failed,
+        "n_clusters": trials.n_clusters,
+        "designed": trials.designed,
+        "versions": {"dowhy": str(identification.import_dowhy().__version__)},
+    }
+
+
+def _target(
+    frame: pd.DataFrame,
+    identified: identification.Identified,
+    design: effects.Design,
+    assignment: effects.Assignment,
+    interval: tuple[float, float],
+    step: float,
+) -> refutations.Target:
+    estimand = identification.with_columns(identified, [str(name) for name in design.columns])
+    treatment, outcome = estimand.treatment_variable[0], estimand.outcome_variable[0]
+    data = pd.concat([frame[[treatment, outcome]], design.columns], axis=1)
+    fitted = identification.estimate(data, identified, estimand, step=step)
+    clusters = effects.block_codes(frame, ["checkpoint"])
+    return refutations.Target(
+        data, treatment, outcome, estimand, fitted, assignment, clusters, interval
+    )
+
+
+def _interval_kind(n_clusters: int) -> str:
+    if n_clusters < 2:
+        return "95 %, robust to unequal variances; one network only"
+    return f"95 %, clustered by checkpoint ({n_clusters} clusters, t with {n_clusters - 1} df)"
+
+
+def _curve(
+    outcome: str, step: float, linear: effects.LinearEffect, contrasts: tuple[Any, ...]
+) -> str:
+    usable = [c for c in contrasts if not c.reason]
+    # The bends of a curve that may well be flat are noise.
+    if len(usable) < 3 or linear.low <= 0 <= linear.high:
+        return ""
+    middle, last = usable[(len(usable) - 1) // 2], usable[-1]
+    first_rate = middle.effect / (middle.end - middle.start) * step
+    rest_rate = (last.effect - middle.effect) / (last.end - middle.end) * step
+    if abs(rest_rate - first_rate) < 0.5 * abs(linear.effect):
+        return ""
+    return (
+        "The effect is no straight line, so the average slope describes neither end: each "
+        f"+{step:g} changes the outcome by {number(outcome, first_rate)} up to {middle.end:g} and "
+        f"by {number(outcome, rest_rate)} {unit_of(outcome)} from there to {last.end:g}."
+    )
+
+
+def _notes(
+    trials: Trials, treatment: str, design: effects.Design, extra: tuple[str, ...]
+) -> tuple[str, ...]:
+    notes = [text for text in extra if text]
+    count = trials.n_clusters
+    if count < 2:
+        notes.append(
+            "All trials start from one trained network: the interval says nothing about another."
+        )
+    elif count < FEW_CLUSTERS:
+        notes.append(
+            f"Only {count} independently trained networks: clustered intervals are unreliable with "
+            "so few clusters (they lean on normal, equally behaved networks). The randomisation "
+            "test does not depend on their number, but speaks only about these networks."
+        )
+    if not trials.designed:
+        notes.append(
+            "Nothing says that the treatment was assigned by the experiment: this is observational "
+            "evidence, right only if the graph names every common cause, and no refuter can tell."
+        )
+    lost = trials.n_failed + trials.n_incomplete
+    if lost:
+        notes.append(
+            f"{lost} trials failed or are incomplete and are left out; if heavy pruning is what "
+            "makes trials fail, the effect is understated."
+        )
+    if design.dropped:
+        notes.append(
+            f"Not adjusted for {', '.join(design.dropped)}: each level there saw (almost) one "
+            f"value of {treatment} only."
+        )
+    notes += _scope(trials.frame)
+    return tuple(notes)
+
+
+def _scope(frame: pd.DataFrame) -> list[str]:
+    fixed = [
+        f"{name} = {frame[name].iloc[0]}"
+        for name in DESIGN_COLUMNS
+        if name in frame
+        and name != "ratio"
+        and frame[name].nunique(dropna=False) == 1
+        and pd.notna(frame[name].iloc[0])
+        and str(frame[name].iloc[0]) not in ("", "none")
+    ]
+    if not fixed:
+        return []
+    return [f"Never varied, so the effect is for these only: {', '.join(fixed)}."]

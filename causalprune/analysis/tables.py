@@ -1,0 +1,137 @@
+"""From a run, a CSV or a DataFrame to the completed trials an analysis may use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from causalprune.errors import InvalidArgumentError, RecordError
+from causalprune.experiments.records import read_trials
+
+# Fewer completed trials leave nothing to judge an estimate by.
+MIN_TRIALS = 4
+
+# Words in the column `assignment` that say nobody assigned anything.
+OBSERVATIONAL = ("observ", "import", "unknown", "none", "nan")
+
+# What an experiment sets; everything else in the table follows from it.
+DESIGN_COLUMNS = (
+    "architecture",
+    "dataset",
+    "checkpoint",
+    "method",
+    "retrain_epochs",
+    "shift",
+    "ratio",
+)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Completed trials, ready to analyse.
+
+    Attributes
+    ----------
+    frame : DataFrame
+        Own copy, fresh index; treatment and outcome are float64.
+    n_failed : int
+        Trials with status ``failed``.
+    n_incomplete : int
+        Completed trials without a finite treatment or outcome.
+    designed : bool
+        The column `assignment` says that the treatments were assigned.
+    """
+
+    frame: pd.DataFrame
+    n_failed: int
+    n_incomplete: int
+    designed: bool
+
+    @property
+    def n_clusters(self) -> int:
+        """How many independently trained networks the trials come from."""
+        return int(self.frame["checkpoint"].nunique()) if "checkpoint" in self.frame else 0
+
+
+def read_table(table: pd.DataFrame | str | Path) -> pd.DataFrame:
+    """Return a copy of the table, or read ``trials.csv`` of a run directory or a CSV path."""
+    if isinstance(table, pd.DataFrame):
+        return table.copy(deep=True)
+    if not isinstance(table, (str, Path)):
+        raise InvalidArgumentError(
+            "table: expected a DataFrame, a run directory or the path of a trials.csv, "
+            f"got {type(table).__name__}"
+        )
+    return read_trials(table)
+
+
+def completed_trials(
+    table: pd.DataFrame, numeric: Sequence[str], *, required: Sequence[str] = ("checkpoint",)
+) -> Trials:
+    """Keep the trials that ran through and have finite numbers in the `numeric` columns."""
+    if not table.columns.is_unique:
+        doubled = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
+        raise RecordError(f"table: columns appear twice: {', '.join(doubled)}")
+    missing = [name for name in (*numeric, *required) if name not in table.columns]
+    if missing:
+        raise RecordError(
+            f"table: missing columns {', '.join(missing)}; it has {', '.join(map(str, table))}"
+        )
+    failed = (
+        table["status"].astype(str).str.lower().eq("failed")
+        if "status" in table
+        else pd.Series(False, index=table.index)
+    )
+    frame = table.loc[~failed].copy()
+    for name in numeric:
+        frame[name] = _as_float(frame[name])
+    finite = np.isfinite(frame[list(numeric)].to_numpy(dtype=float)).all(axis=1)
+    for name in required:
+        finite &= frame[name].notna().to_numpy()
+    frame = frame.loc[finite].reset_index(drop=True)
+    n_failed, n_incomplete = int(failed.sum()), int((~finite).sum())
+    if len(frame) < MIN_TRIALS:
+        raise RecordError(_too_few(table, failed, len(frame), n_failed, n_incomplete))
+    return Trials(frame, n_failed, n_incomplete, _is_designed(frame))
+
+
+def check_treatment(frame: pd.DataFrame, treatment: str) -> None:
+    """Refuse a treatment that never varies: there is nothing to compare."""
+    values = frame[treatment].unique()
+    if len(values) < 2:
+        raise InvalidArgumentError(
+            f"treatment: expected at least two values of {treatment!r} among the completed "
+            f"trials, got only {values[0]:g} in all {len(frame)}"
+        )
+
+
+def _as_float(column: pd.Series[float]) -> pd.Series[float]:
+    try:
+        return pd.to_numeric(column, errors="raise").astype(float)
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"table: column {column.name!r} must be numeric ({error})") from error
+
+
+def _is_designed(frame: pd.DataFrame) -> bool:
+    if "assignment" not in frame:
+        return False
+    words = frame["assignment"].fillna("").astype(str).str.strip().str.lower()
+    return bool((words.ne("") & ~words.str.startswith(OBSERVATIONAL)).all())
+
+
+def _too_few(
+    table: pd.DataFrame, failed: pd.Series[bool], kept: int, n_failed: int, n_incomplete: int
+) -> str:
+    message = (
+        f"table: expected at least {MIN_TRIALS} completed trials, got {kept} of {len(table)} "
+        f"({n_failed} failed, {n_incomplete} without a finite number)"
+    )
+    if n_failed and "error" in table:
+        first = table.loc[failed, "error"].dropna().astype(str)
+        if len(first):
+            message += f"; first error: {first.iloc[0][:200]}"
+    return message

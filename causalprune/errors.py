@@ -1,0 +1,60 @@
+"""Every error that causalprune raises on purpose.
+
+Each one also derives from the built-in exception that a caller would expect
+(``ValueError``, ``FileExistsError``, ...), so code that knows nothing of this
+package still catches it. Messages name the argument, what was expected and
+what came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = [
+    "CausalPruneError",
+    "DataError",
+    "InvalidArgumentError",
+    "MissingDependencyError",
+    "OutputExistsError",
+    "RecordError",
+    "UnknownNameError",
+    "UnsupportedModelError",
+]
+
+
+class CausalPruneError(Exception):
+    """Base class of every error raised on purpose by causalprune."""
+
+
+class InvalidArgumentError(CausalPruneError, ValueError):
+    """An argument has the wrong type, shape, range or value."""
+
+
+class UnknownNameError(InvalidArgumentError):
+    """A name is not in a registry; the message lists the names that are."""
+
+    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+        self.kind = kind
+        self.name = name
+        self.known = tuple(sorted(known))
+        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(self.known)}")
+
+
+class UnsupportedModelError(CausalPruneError, ValueError):
+    """The network cannot be captured, scored or pruned as it stands."""
+
+
+class DataError(CausalPruneError, ValueError):
+    """A data set is missing, broken or does not fit the network."""
+
+
+class OutputExistsError(CausalPruneError, FileExistsError):
+    """An output would overwrite something that is already there."""
+
+
+class RecordError(CausalPruneError, ValueError):
+    """A record file on disk is incomplete, broken or of another experiment."""
+
+
+class MissingDependencyError(CausalPruneError, ImportError):
+    """An optional dependency is needed here; the message says which extra installs it."""

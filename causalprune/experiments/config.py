@@ -1,0 +1,189 @@
+"""What an experiment is to do, as plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from causalprune.errors import InvalidArgumentError, RecordError
+
+__all__ = ["DEFAULT_METHODS", "DEFAULT_RATIOS", "RunConfig"]
+
+DEFAULT_METHODS = ("path", "l1", "random")
+DEFAULT_RATIOS = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9)
+_SCHEMA = 1
+_OF = ("parameters", "macs", "units")
+_SCOPES = ("auto", "global", "layer")
+_AT_LEAST = {
+    "seed": 0,
+    "checkpoints": 1,
+    "epochs": 0,
+    "retrain_epochs": 0,
+    "batch_size": 1,
+    "calibration": 2,
+    "threads": 1,
+    "latency_batch": 1,
+    "latency_repeats": 1,
+    "train_limit": 1,
+    "test_limit": 1,
+}
+_MAY_BE_NONE = ("epochs", "retrain_epochs", "train_limit", "test_limit")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """An experiment: networks x methods x ratios, each cell one trial.
+
+    Attributes
+    ----------
+    network : str
+        A registered network.
+    data : str
+        A registered data set, or a folder with one sub-folder of images a class.
+    data_root : str or None
+        Where the data set's files are.
+    methods : tuple of str
+        Scoring methods that rank the units.
+    ratios : tuple of float
+        Targets in [0, 1): the fraction to remove.
+    ratio_of : str
+        What a ratio counts: ``"parameters"``, ``"macs"`` or ``"units"``.
+    scope : str
+        ``"global"`` ranks all units together, ``"layer"`` each layer by itself. ``"auto"`` is
+        global for methods whose importances are changes of the outcome, which compare across
+        layers, and layer for the others (norms, random): as they were published, and because
+        ranking plain norms together empties the layers with the smallest filters first.
+    outcome : str
+        Outcome whose change the scores measure.
+    seed : int
+        Everything random follows from it.
+    checkpoints : int
+        Number of independently trained networks.
+    epochs, retrain_epochs : int or None
+        Passes over the training images before and after pruning; None for what suits the data.
+    learning_rate, retrain_learning_rate : float
+        Step sizes of Adam at the start of training and retraining.
+    batch_size : int
+        Images a training step.
+    calibration : int
+        Training images set aside for scoring.
+    train_limit, test_limit : int or None
+        Use only so many images.
+    latency_batch, latency_repeats : int
+        Images a timed pass, and timed passes.
+    threads : int
+        torch's intra-operator threads. Part of the design: another number changes the order of
+        additions and so, in the end, the numbers.
+    device : str
+        ``"auto"`` (an accelerator where there is one), ``"cpu"`` or ``"cuda"``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        On construction, when a value is out of range.
+
+    Examples
+    --------
+    >>> config = RunConfig(ratios=(0.0, 0.5), checkpoints=1)
+    >>> RunConfig.from_dict(config.to_dict()) == config
+    True
+    """
+
+    network: str = "lenet5"
+    data: str = "digits"
+    data_root: str | None = None
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    ratios: tuple[float, ...] = DEFAULT_RATIOS
+    ratio_of: str = "parameters"
+    scope: str = "auto"
+    outcome: str = "loss"
+    seed: int = 0
+    checkpoints: int = 3
+    epochs: int | None = None
+    retrain_epochs: int | None = None
+    learning_rate: float = 2e-3
+    retrain_learning_rate: float = 1e-3
+    batch_size: int = 64
+    calibration: int = 256
+    train_limit: int | None = None
+    test_limit: int | None = None
+    latency_batch: int = 16
+    latency_repeats: int = 30
+    threads: int = 1
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", tuple(self.methods))
+        object.__setattr__(self, "ratios", tuple(float(ratio) for ratio in self.ratios))
+        for name, least in _AT_LEAST.items():
+            _check_integer(name, getattr(self, name), least, name in _MAY_BE_NONE)
+        for name in ("learning_rate", "retrain_learning_rate"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise InvalidArgumentError(f"{name}: expected a number above 0, got {value}")
+        _check_distinct("methods", self.methods)
+        _check_distinct("ratios", self.ratios)
+        for ratio in self.ratios:
+            if not 0 <= ratio < 1:
+                raise InvalidArgumentError(f"ratios: expected values in [0, 1), got {ratio:g}")
+        _check_choice("ratio_of", self.ratio_of, _OF)
+        _check_choice("scope", self.scope, _SCOPES)
+        if self.device not in ("auto", "cpu", "cuda") and not self.device.startswith("cuda:"):
+            raise InvalidArgumentError(
+                f"device: expected auto, cpu, cuda or cuda:<number>, got {self.device!r}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-able values, with the schema's version."""
+        values = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+        return {"schema": _SCHEMA, **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Rebuild a configuration from ``to_dict``'s result; keys that are no fields are ignored.
+
+        Raises
+        ------
+        RecordError
+            The values come from another version of the schema, or a field is missing.
+        InvalidArgumentError
+            A value is out of range.
+        """
+        if values.get("schema") != _SCHEMA:
+            raise RecordError(f"configuration: schema {values.get('schema')!r}, expected {_SCHEMA}")
+        names = [entry.name for entry in fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise RecordError(f"configuration: fields are missing: {', '.join(missing)}")
+        return cls(**{name: values[name] for name in names})
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """List the fields in which another configuration differs, as ``name: mine -> other's``."""
+        mine, others = self.to_dict(), other.to_dict()
+        return [f"{key}: {mine[key]} -> {others[key]}" for key in mine if mine[key] != others[key]]
+
+
+def _check_integer(name: str, value: object, least: int, may_be_none: bool) -> None:
+    if value is None and may_be_none:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidArgumentError(f"{name}: expected an integer, got {value!r}")
+    if value < least:
+        raise InvalidArgumentError(f"{name}: expected at least {least}, got {value}")
+
+
+def _check_distinct(name: str, values: tuple[object, ...]) -> None:
+    if not values:
+        raise InvalidArgumentError(f"{name}: expected at least one")
+    if len(set(values)) < len(values):
+        raise InvalidArgumentError(f"{name}: each may appear only once, got {list(values)}")
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InvalidArgumentError(f"{name}: expected one of {', '.join(known)}, got {value!r}")

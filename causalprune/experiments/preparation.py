@@ -1,0 +1,169 @@
+"""What an experiment needs before its first trial: trained networks, scores, their check."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from causalprune.errors import InvalidArgumentError
+from causalprune.experiments.checks import compare_scores
+from causalprune.experiments.config import RunConfig
+from causalprune.experiments.datasets import DataSplits
+from causalprune.experiments.design import derive_seed
+from causalprune.experiments.networks import build_network
+from causalprune.experiments.outputs import CONFIG_FILE, checkpoint_file, score_file
+from causalprune.experiments.progress import stage
+from causalprune.experiments.records import read_json, write_json
+from causalprune.experiments.training import train
+from causalprune.experiments.weights import load_weights, save_weights
+from causalprune.scoring import Scores, score
+
+__all__ = [
+    "REFERENCE_METHOD",
+    "check_scores",
+    "score_networks",
+    "train_networks",
+    "weight_files",
+]
+
+REFERENCE_METHOD = "ablation"
+_CHECKS_SCHEMA = 1
+
+
+def weight_files(weights: str | os.PathLike[str] | None, checkpoints: int) -> dict[int, Path]:
+    """Find the files that stand in for training, by checkpoint number."""
+    if weights is None:
+        return {}
+    path = Path(weights)
+    if path.is_dir():
+        return {number: path / f"{number}.pt" for number in range(checkpoints)}
+    if checkpoints != 1:
+        raise InvalidArgumentError(
+            f"weights: one file is one checkpoint, but {checkpoints} are asked for; pass "
+            "checkpoints=1 (--checkpoints 1) or a folder with 0.pt, 1.pt, ..."
+        )
+    return {0: path}
+
+
+def train_networks(
+    config: RunConfig,
+    folder: Path,
+    splits: DataSplits,
+    device: torch.device,
+    given: Mapping[int, Path],
+    progress: bool,
+) -> list[nn.Module]:
+    """Load the networks that are on disk or given, train the others, and save them."""
+    networks: list[nn.Module] = []
+    epochs = config.epochs or 0
+    images = splits.train[0].to(device), splits.train[1].to(device)
+    title = f"training {config.network} on {splits.name}, {config.checkpoints} x {epochs} epochs"
+    with stage(title, config.checkpoints * max(epochs, 1), progress=progress) as advance:
+        for number in range(config.checkpoints):
+            file = checkpoint_file(folder, number)
+            seed = derive_seed(config.seed, "checkpoint", number)
+            model = build_network(config.network, len(splits.classes), seed=seed)
+            if file.is_file():
+                load_weights(model, file)
+            elif number in given:
+                load_weights(model, given[number])
+                save_weights(model, file)
+            else:
+                _refuse_if_weights_were_given(folder, number)
+                train(
+                    model.to(device),
+                    images,
+                    epochs=epochs,
+                    learning_rate=config.learning_rate,
+                    batch_size=config.batch_size,
+                    seed=seed,
+                    on_epoch=_reporter(advance, number),
+                )
+                save_weights(model, file)
+            networks.append(model.cpu().eval())
+    return networks
+
+
+def _reporter(advance: Callable[[str], None], number: int) -> Callable[[int, float], None]:
+    return lambda epoch, loss: advance(f"network {number}, loss {loss:.3f}")
+
+
+def _refuse_if_weights_were_given(folder: Path, number: int) -> None:
+    recorded = read_json(folder / CONFIG_FILE).get("weights_sha256")
+    if recorded:
+        raise InvalidArgumentError(
+            f"weights: the run was started with weights and checkpoint {number} is not on disk; "
+            "pass them again (--weights)"
+        )
+
+
+def score_networks(
+    config: RunConfig,
+    folder: Path,
+    splits: DataSplits,
+    networks: list[nn.Module],
+    progress: bool,
+) -> tuple[dict[tuple[int, str], Scores], dict[tuple[int, str], str]]:
+    """Score every network by every method and by the reference; note what went wrong."""
+    scores: dict[tuple[int, str], Scores] = {}
+    problems: dict[tuple[int, str], str] = {}
+    methods = list(dict.fromkeys([*config.methods, REFERENCE_METHOD]))
+    title = f"scoring units by {', '.join(methods)}"
+    with stage(title, len(networks) * len(methods), progress=progress) as advance:
+        for number, model in enumerate(networks):
+            for method in methods:
+                file = score_file(folder, number, method)
+                advance(f"network {number}, {method}")
+                if file.is_file():
+                    scores[number, method] = Scores.load(file)
+                    continue
+                try:
+                    result = score(
+                        model,
+                        splits.calibration,
+                        method=method,
+                        outcome=config.outcome,
+                        seed=derive_seed(config.seed, "scores", number, method),
+                    )
+                except Exception as error:  # recorded with every trial that needs these scores
+                    problems[number, method] = f"{type(error).__name__}: {error}"
+                    continue
+                result.save(file)
+                scores[number, method] = result
+    return scores, problems
+
+
+def check_scores(
+    config: RunConfig,
+    folder: Path,
+    scores: Mapping[tuple[int, str], Scores],
+    problems: Mapping[tuple[int, str], str],
+) -> dict[str, Any]:
+    """Compare every method with exact ablation, and write the result to ``checks.json``."""
+    comparisons: list[dict[str, Any]] = []
+    for number in range(config.checkpoints):
+        reference = scores.get((number, REFERENCE_METHOD))
+        for method in config.methods:
+            own = scores.get((number, method))
+            if method == REFERENCE_METHOD or own is None or reference is None:
+                continue
+            comparisons += compare_scores(
+                own.frame, reference.frame, checkpoint=number, method=method
+            )
+    checks = {
+        "schema": _CHECKS_SCHEMA,
+        "reference": REFERENCE_METHOD,
+        "outcome": config.outcome,
+        "comparisons": comparisons,
+        "problems": [
+            {"checkpoint": number, "method": method, "error": error}
+            for (number, method), error in problems.items()
+        ],
+    }
+    write_json(folder / "checks.json", checks)
+    return checks

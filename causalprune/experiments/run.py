@@ -1,0 +1,269 @@
+"""Algorithm 1: train, score, prune at each ratio, retrain, measure, record.
+
+Source: the experiment of Ratnawat, Garai, Shekhar and Vaisakh, with pruning made physical, so
+that parameters, operations and memory fall with the ratio, and with every trial recorded at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from causalprune.errors import InvalidArgumentError, RecordError
+from causalprune.experiments.config import RunConfig
+from causalprune.experiments.datasets import data_source, load_data
+from causalprune.experiments.design import trial_cells
+from causalprune.experiments.networks import network_spec
+from causalprune.experiments.outputs import (
+    open_output,
+    read_rows,
+)
+from causalprune.experiments.preparation import (
+    check_scores,
+    score_networks,
+    train_networks,
+    weight_files,
+)
+from causalprune.experiments.progress import stage
+from causalprune.experiments.records import (
+    TRIALS_FILE,
+    append_trial,
+    read_trials,
+    write_json,
+)
+from causalprune.experiments.training import evaluate
+from causalprune.experiments.trial import Checkpoint, Setting, run_trial
+from causalprune.experiments.weights import sha256_of
+from causalprune.graph import capture
+from causalprune.measures import count_macs, count_parameters, machine_info, torch_threads
+from causalprune.scoring import Scores, resolve_method, resolve_outcome
+
+__all__ = ["RunResult", "run_experiment"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What an experiment left behind.
+
+    Attributes
+    ----------
+    out : Path
+        Its folder: ``config.json``, ``machine.json``, ``trials.csv``, ``checks.json``,
+        ``checkpoints/`` and ``scores/``.
+    trials : DataFrame
+        The run table, one row a trial; see ``records.TRIAL_COLUMNS``.
+    checks : dict
+        How each method's scores correlate with exact ablation.
+    """
+
+    out: Path
+    trials: pd.DataFrame
+    checks: dict[str, Any]
+
+    @property
+    def n_failed(self) -> int:
+        """Number of trials that failed."""
+        return int((self.trials["status"] == "failed").sum())
+
+    @property
+    def failures(self) -> list[str]:
+        """The distinct errors of failed trials, each with its number."""
+        failed = self.trials.loc[self.trials["status"] == "failed", "error"]
+        return [f"{count} x {error}" for error, count in failed.value_counts().items()]
+
+
+def run_experiment(
+    config: RunConfig,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    weights: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> RunResult:
+    """Run an experiment: every checkpoint, method and ratio, one trial each.
+
+    Networks are trained (or loaded) and saved; units are scored once for each checkpoint and
+    method, and by exact ablation as the check; then each trial prunes a copy physically,
+    evaluates it, retrains it, evaluates it again and is recorded at once, in random order. A
+    trial that fails is recorded with its error, and the others go on.
+
+    Parameters
+    ----------
+    config : RunConfig
+        What to do.
+    out : path-like
+        Folder to write; made when it is not there.
+    resume : bool
+        Finish the run that ``out`` holds. Trials on disk are kept, failed ones tried again.
+    weights : path-like, optional
+        Weights to load instead of training: a file (for one checkpoint), or a folder with
+        ``0.pt``, ``1.pt`` and so on.
+    progress : bool
+        Show progress: bars on a terminal, one line a stage elsewhere.
+
+    Returns
+    -------
+    RunResult
+        For the same configuration, machine and versions the same numbers in every column that
+        is not in ``records.MEASURED_COLUMNS``, whether or not the run was interrupted.
+
+    Raises
+    ------
+    UnknownNameError
+        Network, data set or method is not registered.
+    DataError
+        Files of the data set or weights are missing or broken.
+    OutputExistsError
+        ``out`` is not empty and ``resume`` is false.
+    InvalidArgumentError
+        The run to resume has another configuration, or ``weights`` does not fit
+        ``config.checkpoints``.
+    RecordError
+        ``out`` holds no run, or its records are broken.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> config = RunConfig(
+    ...     methods=("l1",), ratios=(0.0, 0.5), checkpoints=1, epochs=1, retrain_epochs=0,
+    ...     train_limit=300, latency_repeats=1,
+    ... )
+    >>> result = run_experiment(config, tempfile.mkdtemp(), progress=False)
+    >>> result.trials.sort_values("trial")[["method", "ratio", "status"]].values.tolist()
+    [['l1', 0.0, 'ok'], ['l1', 0.5, 'ok']]
+    """
+    config = _filled_in(config)
+    given = weight_files(weights, config.checkpoints)
+    device = _device(config.device)
+    splits = load_data(
+        config.data,
+        root=config.data_root,
+        input_shape=network_spec(config.network).input_shape,
+        calibration=config.calibration,
+        train_limit=config.train_limit,
+        test_limit=config.test_limit,
+    )
+    folder = Path(out)
+    digests = {str(number): sha256_of(file) for number, file in given.items()}
+    open_output(folder, config, resume=resume, weights_sha256=digests or None)
+    rows = read_rows(folder)
+    _check_rows(rows, config, folder)
+    with torch_threads(config.threads), _repeatable_kernels():
+        machine = machine_info()
+        if not (folder / "machine.json").is_file():
+            write_json(folder / "machine.json", machine)
+        networks = train_networks(config, folder, splits, device, given, progress)
+        graph = capture(networks[0], splits.test[0][:1])
+        scores, problems = score_networks(config, folder, splits, networks, progress)
+        checks = check_scores(config, folder, scores, problems)
+        setting = Setting(config, splits.to(device), device, graph, machine["name"])
+        checkpoints = _checkpoints(setting, networks, scores, problems)
+        _run_trials(setting, folder, checkpoints, rows, progress)
+    return RunResult(folder, read_trials(folder), checks)
+
+
+def _filled_in(config: RunConfig) -> RunConfig:
+    network_spec(config.network)
+    source = data_source(config.data)
+    outcome = resolve_outcome(config.outcome)
+    for name in config.methods:
+        if resolve_method(name).needs_gradient and not outcome.differentiable:
+            raise InvalidArgumentError(
+                f"outcome: method {name!r} needs a differentiable outcome, got {outcome.name!r}"
+            )
+    return replace(
+        config,
+        epochs=source.epochs if config.epochs is None else config.epochs,
+        retrain_epochs=(
+            source.retrain_epochs if config.retrain_epochs is None else config.retrain_epochs
+        ),
+    )
+
+
+def _device(name: str) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if has_cuda else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (not has_cuda or (device.index or 0) >= torch.cuda.device_count()):
+        raise InvalidArgumentError(
+            f"device: {name!r} is not there ({torch.cuda.device_count()} CUDA devices)"
+        )
+    return device
+
+
+@contextmanager
+def _repeatable_kernels() -> Iterator[None]:
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    ):
+        yield
+
+
+def _check_rows(rows: list[dict[str, Any]], config: RunConfig, folder: Path) -> None:
+    design = {cell.trial: cell for cell in trial_cells(config)}
+    for row in rows:
+        cell = design.get(row["trial"])
+        if cell is None or (cell.checkpoint, cell.method, cell.ratio) != (
+            row["checkpoint"],
+            row["method"],
+            row["ratio"],
+        ):
+            raise RecordError(
+                f"{folder / TRIALS_FILE}: trial {row['trial']} is not of the experiment in "
+                "config.json"
+            )
+
+
+def _checkpoints(
+    setting: Setting,
+    networks: list[nn.Module],
+    scores: Mapping[tuple[int, str], Scores],
+    problems: Mapping[tuple[int, str], str],
+) -> list[Checkpoint]:
+    image = setting.splits.test[0][:1].cpu()
+    checkpoints: list[Checkpoint] = []
+    for number, model in enumerate(networks):
+        accuracy = evaluate(model.to(setting.device), setting.splits.test)
+        model.cpu()
+        checkpoints.append(
+            Checkpoint(
+                number=number,
+                model=model,
+                accuracy=accuracy,
+                parameters=count_parameters(model),
+                macs=count_macs(model, image),
+                scores={method: value for (n, method), value in scores.items() if n == number},
+                problems={method: text for (n, method), text in problems.items() if n == number},
+            )
+        )
+    return checkpoints
+
+
+def _run_trials(
+    setting: Setting,
+    folder: Path,
+    checkpoints: list[Checkpoint],
+    rows: list[dict[str, Any]],
+    progress: bool,
+) -> None:
+    cells = trial_cells(setting.config)
+    done = {row["trial"] for row in rows}
+    title = f"{len(cells)} trials: prune, retrain, measure"
+    with stage(title, len(cells), progress=progress) as advance:
+        for cell in cells:
+            if cell.trial in done:
+                advance("already on disk")
+                continue
+            row = run_trial(setting, cell, checkpoints[cell.checkpoint])
+            rows = append_trial(folder / TRIALS_FILE, rows, row)
+            result = row["error"] or f"accuracy {row['accuracy']:.3f}"
+            advance(f"{cell.method} {cell.ratio:.0%}: {result}"[:60])

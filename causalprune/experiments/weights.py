@@ -1,0 +1,118 @@
+"""Weights on disk: state dictionaries, read without unpickling anything else."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from causalprune.errors import DataError
+from causalprune.scoring.files import replace_file
+
+__all__ = ["load_weights", "save_weights", "sha256_of"]
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a network's state dictionary in one step: temporary file beside it, rename.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network, on any device; tensors are written from the CPU.
+    path : path-like
+        The file; its folder must exist.
+    """
+    stream = io.BytesIO()
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    torch.save(state, stream)
+    replace_file(path, stream.getvalue())
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load a state dictionary into a network.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place, only if everything fits.
+    path : path-like
+        A file written by ``torch.save``: a state dictionary, or one under the key
+        ``state_dict``; a prefix ``module.`` on every name is taken off. Read with
+        ``weights_only=True``.
+
+    Raises
+    ------
+    DataError
+        The file is missing or broken, or names and shapes are not the network's.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from torch import nn
+    >>> file = Path(tempfile.mkdtemp()) / "layer.pt"
+    >>> save_weights(nn.Linear(2, 2), file)
+    >>> load_weights(nn.Linear(2, 2), file)
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"weights: no such file {str(file)!r}")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # an unpickler trips over bad bytes in many ways
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{file}: not readable as weights ({reason})") from error
+    state = _state_of(content, file)
+    own = model.state_dict()
+    problems = [
+        *(f"{name} is missing" for name in own if name not in state),
+        *(f"{name} is not in the network" for name in state if name not in own),
+        *(
+            f"{name} has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ),
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise DataError(
+            f"{file}: the weights do not fit the network: {'; '.join(problems[:3])}{more}"
+        )
+    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+        raise DataError(f"{file}: the weights hold NaN or infinity")
+    model.load_state_dict(state)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 digest of a file's content, in hexadecimal.
+
+    Raises
+    ------
+    DataError
+        There is no such file.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"weights: cannot read {str(path)!r} ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def _state_of(content: Any, file: Path) -> dict[str, Tensor]:
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise DataError(f"{file}: expected a state dictionary (names to tensors)")
+    if content and all(name.startswith("module.") for name in content):
+        return {name.removeprefix("module."): value for name, value in content.items()}
+    return dict(content)

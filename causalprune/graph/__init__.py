@@ -1,0 +1,26 @@
+"""The network as a graph: its units, the groups that go together, and who reads them.
+
+One :class:`UnitGroup` serves both the intervention ``do(unit := 0)`` (:func:`removed`) and the
+surgery that removes the unit for good (:func:`causalprune.pruning.apply`), so that a score
+intervenes on exactly what pruning would take away.
+"""
+
+from causalprune.graph.capture import capture
+from causalprune.graph.intervene import removed
+from causalprune.graph.replay import CONSUMER_INPUT, Replay, Suffix
+from causalprune.graph.trace import evaluating, trace
+from causalprune.graph.units import Consumer, ConsumerSite, UnitGraph, UnitGroup
+
+__all__ = [
+    "CONSUMER_INPUT",
+    "Consumer",
+    "ConsumerSite",
+    "Replay",
+    "Suffix",
+    "UnitGraph",
+    "UnitGroup",
+    "capture",
+    "evaluating",
+    "removed",
+    "trace",
+]

@@ -1,0 +1,123 @@
+"""The intervention do(unit := 0), where the consumers read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from causalprune.errors import InvalidArgumentError
+from causalprune.graph.units import Consumer, UnitGraph, UnitGroup
+
+__all__ = ["check_units", "columns_of", "removed", "zero_columns"]
+
+
+def check_units(group: UnitGroup, units: Sequence[int], argument: str = "units") -> list[int]:
+    """Return `units` sorted and without repeats; every index must exist in `group`."""
+    chosen = sorted({int(unit) for unit in units})
+    if chosen and not 0 <= chosen[0] <= chosen[-1] < group.n_units:
+        raise InvalidArgumentError(
+            f"{argument}: expected units of {group.name!r} in [0, {group.n_units}), got {chosen}"
+        )
+    return chosen
+
+
+def columns_of(consumer: Consumer, units: Sequence[int]) -> Tensor:
+    """Input columns [len(units) * features_per_unit], int64, that `units` occupy there."""
+    width = consumer.features_per_unit
+    first = torch.as_tensor(list(units), dtype=torch.int64)[:, None] * width
+    return (first + torch.arange(width)).flatten()
+
+
+def zero_columns(value: Tensor, consumer: Consumer, columns: Tensor) -> Tensor:
+    """Return a copy of the consumer's input with `columns` at zero.
+
+    Filled, not multiplied: a removed unit must not leave a NaN or an infinity behind.
+    """
+    axis = -3 if consumer.kind == "conv" else -1
+    return value.index_fill(axis, columns.to(value.device), 0.0)
+
+
+@contextmanager
+def removed(
+    model: nn.Module, graph: UnitGraph, units: Mapping[str, Sequence[int]]
+) -> Iterator[nn.Module]:
+    """Remove units for the time of a ``with`` block: ``do(A := 0)`` where their consumers read.
+
+    The units of all groups are removed jointly. Zeroing happens behind batch norm, activation
+    and flatten, so inside the block the network computes what the physically pruned one will.
+    Implemented with forward pre-hooks, which are taken off again whatever happens.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that `graph` was captured from, or one of the same structure.
+    graph : UnitGraph
+        From :func:`capture`.
+    units : Mapping of str to sequence of int
+        Group name to the indices of the units to remove.
+
+    Yields
+    ------
+    nn.Module
+        `model`.
+
+    Raises
+    ------
+    UnknownNameError
+        If a group is not in `graph`.
+    InvalidArgumentError
+        If a unit index is out of range, or `model` lacks a consumer of `graph`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causalprune.graph import capture
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> x = torch.ones(1, 2)
+    >>> with removed(model, capture(model, x), {"0": [0, 1, 2]}), torch.no_grad():
+    ...     bool(model(x) == model[2].bias)
+    True
+    """
+    handles: list[RemovableHandle] = []
+    try:
+        for name, chosen in units.items():
+            group = graph.group(name)
+            indices = check_units(group, chosen)
+            if not indices:
+                continue
+            for consumer in group.consumers:
+                module = _submodule(model, consumer.layer)
+                hook = _zeroing(consumer, columns_of(consumer, indices))
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _zeroing(
+    consumer: Consumer, columns: Tensor
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[Any, dict[str, Any]]]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        if args:
+            return (zero_columns(args[0], consumer, columns), *args[1:]), kwargs
+        return args, {**kwargs, "input": zero_columns(kwargs["input"], consumer, columns)}
+
+    return hook
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise InvalidArgumentError(
+            f"model: expected the network the graph was captured from, got "
+            f"{type(model).__name__} without a layer {name!r}"
+        ) from error

@@ -1,0 +1,102 @@
+"""How large a network is: parameters, bytes and multiply-accumulates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from causalprune.errors import InvalidArgumentError
+from causalprune.graph import evaluating
+
+__all__ = ["count_macs", "count_parameters", "parameter_bytes"]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the scalars in a network's parameters, shared ones once.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network, on any device.
+
+    Returns
+    -------
+    int
+        Number of scalars; buffers (running statistics) are not parameters.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> count_parameters(nn.Linear(3, 2))
+    8
+    """
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Count the bytes that a network's parameters and buffers occupy.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network, on any device.
+
+    Returns
+    -------
+    int
+        Bytes of all parameters and buffers, shared ones once. A masked weight occupies as much
+        as before; a physically pruned one does not.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> parameter_bytes(nn.Linear(3, 2))
+    32
+    """
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def count_macs(model: nn.Module, example: Tensor) -> int:
+    """Count the multiply-accumulates of one forward pass.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network; it runs once, in evaluation mode, and gets its mode back.
+    example : Tensor
+        Input ``[N, ...]`` on the network's device. The count is for the whole batch: pass one
+        image to get a figure per image.
+
+    Returns
+    -------
+    int
+        Multiply-accumulates of convolutions, linear layers and matrix products, measured with
+        ``torch.utils.flop_counter`` (which counts two operations for each). Activations,
+        normalisation and pooling are not counted.
+
+    Raises
+    ------
+    InvalidArgumentError
+        ``example`` is not a tensor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> count_macs(nn.Linear(3, 2), torch.zeros(1, 3))
+    6
+    """
+    require_tensor(example)
+    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(example)
+    return int(counter.get_total_flops()) // 2
+
+
+def require_tensor(example: object) -> None:
+    """Raise InvalidArgumentError unless ``example`` is a tensor."""
+    if not isinstance(example, Tensor):
+        raise InvalidArgumentError(
+            f"example: expected a torch.Tensor, got {type(example).__name__}"
+        )

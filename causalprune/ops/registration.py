@@ -1,0 +1,47 @@
+"""How an operator enters torch: one call for schema, kernels, fake and autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+__all__ = ["register_operator"]
+
+# Lives as long as the process: a Library takes its registrations with it when it is collected.
+_LIBRARY = torch.library.Library("causalprune", "FRAGMENT")
+
+
+def register_operator(
+    name: str,
+    signature: str,
+    *,
+    kernels: Mapping[str, Callable[..., Any]],
+    fake: Callable[..., Any],
+    not_differentiable: str,
+) -> None:
+    """Register ``causalprune::<name>``.
+
+    Parameters
+    ----------
+    name : str
+        The operator's name inside the ``causalprune`` namespace.
+    signature : str
+        Arguments and results in torch's schema language, ``(Tensor x) -> Tensor``.
+    kernels : mapping of str to callable
+        One kernel for each dispatch key, ``{"CPU": ..., "CUDA": ...}``.
+    fake : callable
+        Reproduces shape, stride, dtype and device of the results from metadata alone.
+    not_differentiable : str
+        Why the operator has no derivative; raised when a backward pass reaches it.
+    """
+    _LIBRARY.define(f"{name}{signature}")
+    for key, kernel in kernels.items():
+        _LIBRARY.impl(name, kernel, key)
+    torch.library.register_fake(f"causalprune::{name}", fake, lib=_LIBRARY)
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError(f"causalprune::{name} has no derivative: {not_differentiable}")
+
+    torch.library.register_autograd(f"causalprune::{name}", backward, lib=_LIBRARY)

@@ -1,0 +1,173 @@
+"""Removing units for good: every tensor that belongs to them is sliced."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from causalprune.errors import InvalidArgumentError, UnsupportedModelError
+from causalprune.graph import Consumer, UnitGraph, UnitGroup, capture, evaluating, removed
+from causalprune.graph.intervene import check_units, columns_of
+from causalprune.pruning.plans import Plan
+from causalprune.pruning.selection import example_of
+from causalprune.scoring import fingerprint
+
+__all__ = ["apply"]
+
+VERIFIED_TOLERANCE = 1e-3
+"""Far above float32 rounding, far below what a wrong slice does; relative to the largest output."""
+
+
+def apply(model: nn.Module, plan: Plan, *, example: Tensor | None = None) -> nn.Module:
+    """Return a physically smaller copy of a network; the network itself is untouched.
+
+    Weights, biases, batch-norm parameters and buffers, depthwise filters and the consumers' input
+    columns are sliced, and the modules' size attributes with them; modules keep their classes,
+    modes and devices. The copy needs no causalprune to run or to be pickled. Before it is
+    returned it is run once on noise against the original with the same units zeroed
+    (:func:`causalprune.graph.removed`).
+
+    Parameters
+    ----------
+    model : nn.Module
+        A network of the structure that `plan` was made for.
+    plan : Plan
+        From :func:`plan`.
+    example : Tensor [N, ...], optional
+        An input; default: noise of the shape that `plan` remembers.
+
+    Returns
+    -------
+    nn.Module
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `plan` is for another network, or names units that do not exist, or all of a group.
+    UnsupportedModelError
+        If the smaller network does not compute what the masked one does (its forward depends on
+        the number of units in a way that the trace does not show).
+
+    Examples
+    --------
+    >>> from causalprune.pruning import plan
+    >>> from causalprune.scoring import score
+    >>> model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))
+    >>> scores = score(model, torch.zeros(1, 4), "l1")
+    >>> apply(model, plan(model, scores, ratio=0.4, of="units"))
+    Sequential(
+      (0): Linear(in_features=4, out_features=6, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=6, out_features=2, bias=True)
+    )
+    """
+    if not isinstance(plan, Plan):
+        raise InvalidArgumentError(f"plan: expected a Plan, got {type(plan).__name__}")
+    if not isinstance(model, nn.Module):
+        raise InvalidArgumentError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if plan.fingerprint != fingerprint(model):
+        raise InvalidArgumentError(
+            "plan: expected a plan for this network, got one for a network with other parameters"
+        )
+    image = example_of(model, plan.example_shape, plan.example_dtype, example)
+    graph = capture(model, image)
+    kept = _kept_units(graph, plan)
+    try:
+        small = copy.deepcopy(model)
+    except Exception as error:  # user modules may hold anything
+        raise UnsupportedModelError(f"model: cannot be copied: {error}") from error
+    for group in graph.groups:
+        if group.name in kept:
+            _shrink(small, group, torch.tensor(kept[group.name]))
+    _verify(model, small, graph, plan, image)
+    return small
+
+
+def _kept_units(graph: UnitGraph, plan: Plan) -> dict[str, list[int]]:
+    kept = {}
+    for name, units in plan.remove.items():
+        group = graph.group(name)
+        gone = set(check_units(group, units, "plan.remove"))
+        kept[name] = [unit for unit in range(group.n_units) if unit not in gone]
+        if not kept[name]:
+            raise InvalidArgumentError(
+                f"plan.remove: expected at least one unit of {name!r} to stay, got all removed"
+            )
+    return kept
+
+
+def _shrink(model: nn.Module, group: UnitGroup, kept: Tensor) -> None:
+    for name in group.producers:
+        module = model.get_submodule(name)
+        _slice(module, ("weight", "bias"), 0, kept)
+        if isinstance(module, nn.Conv2d):
+            module.out_channels = len(kept)
+        elif isinstance(module, nn.Linear):
+            module.out_features = len(kept)
+    for name in group.depthwise:
+        module = model.get_submodule(name)
+        assert isinstance(module, nn.Conv2d)
+        _slice(module, ("weight", "bias"), 0, kept)
+        module.in_channels = module.out_channels = module.groups = len(kept)
+    for name in group.norms:
+        module = model.get_submodule(name)
+        assert isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
+        _slice(module, ("weight", "bias", "running_mean", "running_var"), 0, kept)
+        module.num_features = len(kept)
+    for consumer in group.consumers:
+        _shrink_input(model.get_submodule(consumer.layer), consumer, kept)
+
+
+def _shrink_input(module: nn.Module, consumer: Consumer, kept: Tensor) -> None:
+    columns = columns_of(consumer, kept.tolist())
+    _slice(module, ("weight",), 1, columns)
+    if isinstance(module, nn.Conv2d):
+        module.in_channels = len(columns)
+    elif isinstance(module, nn.Linear):
+        module.in_features = len(columns)
+
+
+def _slice(module: nn.Module, names: tuple[str, ...], dim: int, index: Tensor) -> None:
+    for name in names:
+        tensor = getattr(module, name)
+        if tensor is None:
+            continue
+        part = tensor.detach().index_select(dim, index.to(tensor.device))
+        if isinstance(tensor, nn.Parameter):
+            part = nn.Parameter(part, requires_grad=tensor.requires_grad)
+        setattr(module, name, part)
+
+
+def _verify(
+    model: nn.Module, small: nn.Module, graph: UnitGraph, plan: Plan, image: Tensor
+) -> None:
+    """Run the copy once against the masked original."""
+    with torch.no_grad(), evaluating(model), evaluating(small):
+        with removed(model, graph, plan.remove):
+            expected = model(image)
+        try:
+            got = small(image)
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"model: the pruned copy of {type(model).__name__} does not run; its forward "
+                f"depends on the number of units: {error}"
+            ) from error
+    if not _agree(got, expected):
+        raise UnsupportedModelError(
+            f"model: the pruned copy of {type(model).__name__} does not compute what the masked "
+            "network does; its forward depends on the number of units"
+        )
+
+
+def _agree(got: object, expected: object) -> bool:
+    if not isinstance(got, Tensor) or not isinstance(expected, Tensor):
+        raise UnsupportedModelError(
+            f"model: expected one tensor as output, got {type(expected).__name__}"
+        )
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return False
+    tolerance = max(VERIFIED_TOLERANCE, 30 * torch.finfo(expected.dtype).eps)
+    scale = max(1e-9, float(expected.abs().nan_to_num(0.0, 0.0, 0.0).max()))
+    return torch.allclose(got, expected, rtol=0.0, atol=tolerance * scale, equal_nan=True)

@@ -1,0 +1,158 @@
+"""Drawing a causal graph: layers from causes to outcome, the treatment's own way in colour."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from causalprune.analysis import AnalysisResult
+from causalprune.analysis.graphs import NODE_LABELS
+from causalprune.reports import style
+
+BOX_HEIGHT = 0.36
+COLUMN = 2.15
+ROW = 0.54
+
+Point = tuple[float, float]
+
+
+def causal_graph(result: AnalysisResult) -> str | None:
+    """Draw the graph of a result; None where it has none.
+
+    The causal way from treatment to outcome is blue; columns that never varied in
+    this table are dashed.
+    """
+    if not result.edges:
+        return None
+    places = _layout(result)
+    columns = [x for x, _ in places.values()]
+    rows = [y for _, y in places.values()]
+    width = max(columns) - min(columns) + 2.0
+    height = max(rows) - min(rows) + 1.0
+
+    def paint(figure: Any) -> None:
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_xlim(min(columns) - 1.0, max(columns) + 1.0)
+        axes.set_ylim(min(rows) - 0.5, max(rows) + 0.5)
+        axes.set_aspect("equal")
+        axes.axis("off")
+        way = _way(result)
+        for edge in result.edges:
+            _arrow(axes, places, edge, highlighted=edge in way)
+        for node, place in places.items():
+            _box(axes, node, place, result)
+
+    return style.draw(width, height, paint, layout="none")
+
+
+def _label(node: str) -> str:
+    return NODE_LABELS.get(node, node.replace("_", " "))
+
+
+def _half_sizes(node: str) -> Point:
+    lines = _label(node).split("\n")
+    return 0.085 * max(4, *(len(line) for line in lines)) / 2 + 0.12, (
+        BOX_HEIGHT / 2 + 0.09 * (len(lines) - 1)
+    )
+
+
+def _way(result: AnalysisResult) -> set[tuple[str, str]]:
+    """Edges on directed paths from treatment to outcome."""
+    import networkx as nx
+
+    graph = result.graph
+    if result.treatment not in graph or result.outcome not in graph:
+        return set()
+    down = nx.descendants(graph, result.treatment) | {result.treatment}
+    up = nx.ancestors(graph, result.outcome) | {result.outcome}
+    return {(a, b) for a, b in result.edges if {a, b} <= (down & up)}
+
+
+def _layout(result: AnalysisResult) -> dict[str, Point]:
+    """Columns by the longest way from a root; the treatment's way runs along y = 0."""
+    import networkx as nx
+
+    graph = result.graph
+    way = {node for edge in _way(result) for node in edge}
+    layers = [sorted(layer) for layer in nx.topological_generations(graph)]
+    places: dict[str, Point] = {}
+    for column, layer in enumerate(layers):
+        centre = [node for node in layer if node in way][:1]
+        others = [node for node in layer if node not in centre]
+        # Above and below in turn, so that the middle stays free for the treatment's way.
+        offsets = [(1 + k // 2) * (1 if k % 2 == 0 else -1) for k in range(len(others))]
+        if len(others) == 1 and centre:
+            offsets = [1]
+        places |= {node: (column * COLUMN, 0.0) for node in centre}
+        spread = 1.0 if len(layers) > 3 or len(others) > 2 else 1.5
+        for node, offset in zip(others, offsets, strict=True):
+            places[node] = (column * COLUMN, ROW * spread * offset)
+    return places
+
+
+def _arrow(
+    axes: Any, places: dict[str, Point], edge: tuple[str, str], *, highlighted: bool
+) -> None:
+    from matplotlib.patches import FancyArrowPatch
+
+    (x0, y0), (x1, y1) = places[edge[0]], places[edge[1]]
+    long = x1 - x0 > 1.5 * COLUMN
+    # Long arrows bend away from the middle row, where the boxes between them are.
+    bend = 0.0 if not long else (-0.16 if y0 + y1 >= 0 else 0.16)
+    start = (x0 + _half_sizes(edge[0])[0], y0)
+    end = _entry(edge[1], places, (x0, y0), from_far=long)
+    axes.add_patch(
+        FancyArrowPatch(
+            start,
+            end,
+            connectionstyle=f"arc3,rad={bend}",
+            arrowstyle="-|>,head_length=5,head_width=2.6",
+            linewidth=2.4 if highlighted else 1.0,
+            color=style.ACCENT if highlighted else "#a3acb6",
+            shrinkA=0,
+            shrinkB=1.5,
+            zorder=2 if highlighted else 1,
+        )
+    )
+
+
+def _entry(node: str, places: dict[str, Point], origin: Point, *, from_far: bool) -> Point:
+    """Where an arrow meets a box: far ones from above or below, near ones at the side."""
+    x, y = places[node]
+    half_width, half_height = _half_sizes(node)
+    if origin[0] == x:
+        return x, y + (half_height if origin[1] > y else -half_height)
+    if from_far and abs(origin[1] - y) > 0.1:
+        shift = -0.25 * half_width
+        return x + shift, y + (half_height if origin[1] > y else -half_height)
+    return x - half_width, y
+
+
+def _box(axes: Any, node: str, place: Point, result: AnalysisResult) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    half_width, half_height = _half_sizes(node)
+    role = node in (result.treatment, result.outcome)
+    constant = node in result.constant_nodes
+    axes.add_patch(
+        FancyBboxPatch(
+            (place[0] - half_width, place[1] - half_height),
+            2 * half_width,
+            2 * half_height,
+            boxstyle="round,pad=0,rounding_size=0.08",
+            facecolor=style.ACCENT if role else "white",
+            edgecolor=style.ACCENT if role else "#8a95a1",
+            linestyle=(0, (3, 2)) if constant else "solid",
+            linewidth=1.2,
+            zorder=3,
+        )
+    )
+    axes.text(
+        *place,
+        _label(node),
+        ha="center",
+        va="center",
+        fontsize=9.5,
+        fontweight="bold" if role else "normal",
+        color="white" if role else (style.MUTED if constant else style.INK),
+        zorder=4,
+    )

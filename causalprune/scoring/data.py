@@ -1,0 +1,208 @@
+"""Every form of data that a score accepts, as checked batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from causalprune.errors import DataError, InvalidArgumentError
+
+__all__ = ["Batch", "Batches", "as_batches"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Checked images [N, ...], floating, and class indices [N], int64, or ``None``."""
+
+    inputs: Tensor
+    targets: Tensor | None
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A single pass over checked batches.
+
+    Attributes
+    ----------
+    example : Tensor [1, ...]
+        The first image.
+    n_batches : int or None
+        How many batches will come, where the data tells.
+    """
+
+    example: Tensor
+    n_batches: int | None
+    _source: Iterator[Batch]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over the batches; they come once."""
+        return self._source
+
+
+def as_batches(
+    data: Any,
+    *,
+    batch_size: int = 256,
+    budget: int | None = None,
+    labels: bool = True,
+    device: torch.device | str = "cpu",
+) -> Batches:
+    """Normalise `data` to one pass over batches.
+
+    Parameters
+    ----------
+    data : DataLoader, Dataset, iterable, pair of tensors, or Tensor
+        A DataLoader or another iterable of ``(inputs, targets)`` (or of inputs alone) keeps its
+        own batches; a Dataset of samples, a pair ``(inputs [N, ...], targets [N])`` and a bare
+        tensor ``[N, ...]`` are cut into batches of `batch_size`.
+    batch_size : int
+        Images per batch.
+    budget : int, optional
+        Use the first `budget` images only.
+    labels : bool
+        Whether class indices are required.
+    device : torch.device or str
+        Where the batches go.
+
+    Raises
+    ------
+    DataError
+        If there is not one image, a tensor has the wrong type or shape, an input is not finite,
+        or required targets are missing or are no class indices.
+
+    Examples
+    --------
+    >>> batches = as_batches((torch.zeros(5, 1, 8, 8), torch.arange(5)), batch_size=2, budget=3)
+    >>> [tuple(batch.inputs.shape) for batch in batches]
+    [(2, 1, 8, 8), (1, 1, 8, 8)]
+    """
+    raw, n_images, n_batches = _open(data, batch_size)
+    if budget is not None and n_images is not None:
+        n_batches = -(-min(budget, n_images) // batch_size)
+    checked = _checked(raw, budget, labels, torch.device(device))
+    first = next(checked, None)
+    if first is None:
+        raise DataError("data: expected at least one image, got none")
+    return Batches(first.inputs[:1], n_batches, itertools.chain([first], checked))
+
+
+def _open(data: Any, batch_size: int) -> tuple[Iterable[Any], int | None, int | None]:
+    """Return an iterable of batches, and how many images and batches it holds if known."""
+    if isinstance(data, Tensor):
+        if data.ndim < 2:
+            raise DataError(f"data: expected images [N, ...], got shape {tuple(data.shape)}")
+        data = TensorDataset(data)
+    elif _is_pair(data):
+        inputs, targets = data
+        if inputs.ndim < 2 or targets.ndim < 1 or len(inputs) != len(targets):
+            raise DataError(
+                "data: expected inputs [N, ...] and targets [N], got shapes "
+                f"{tuple(inputs.shape)} and {tuple(targets.shape)}"
+            )
+        data = TensorDataset(inputs, targets)
+    if isinstance(data, TensorDataset):
+        # Slicing keeps what a sample-wise loader would collate again, at a fraction of the time.
+        tensors, n = data.tensors, len(data)
+        cuts = range(0, n, batch_size)
+        return (tuple(t[i : i + batch_size] for t in tensors) for i in cuts), n, len(cuts)
+    if isinstance(data, Dataset):
+        n_samples: int | None = len(data) if isinstance(data, Sized) else None
+        if n_samples == 0:  # DataLoader's own complaint would name no argument
+            raise DataError("data: expected at least one image, got an empty data set")
+        loader = DataLoader(data, batch_size=batch_size)
+        return loader, n_samples, None if n_samples is None else -(-n_samples // batch_size)
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
+        return data, None, _length(data)
+    raise InvalidArgumentError(
+        "data: expected a DataLoader, a Dataset, an iterable of (inputs, targets), a pair of "
+        f"tensors or a tensor, got {type(data).__name__}"
+    )
+
+
+def _length(data: object) -> int | None:
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except TypeError:  # a loader over an iterable data set has a length it does not know
+        return None
+
+
+def _is_pair(data: Any) -> bool:
+    return (
+        isinstance(data, (tuple, list))
+        and len(data) == 2
+        and all(isinstance(part, Tensor) for part in data)
+    )
+
+
+def _checked(
+    raw: Iterable[Any], budget: int | None, labels: bool, device: torch.device
+) -> Iterator[Batch]:
+    left, shape = budget, None
+    for index, item in enumerate(raw):
+        if left is not None and left <= 0:
+            return
+        inputs, targets = _split(item, index)
+        if left is not None:
+            inputs = inputs[:left]
+            targets = None if targets is None else targets[:left]
+            left -= len(inputs)
+        if not len(inputs):
+            continue
+        shape = shape or inputs.shape[1:]
+        if inputs.shape[1:] != shape:
+            raise DataError(
+                f"data: expected images of shape {tuple(shape)} in batch {index}, "
+                f"got {tuple(inputs.shape[1:])}"
+            )
+        _check_inputs(inputs, index)
+        if labels:
+            targets = _class_indices(targets, len(inputs), index)
+        inputs = inputs.detach().to(device)
+        if inputs.is_inference():  # such a tensor cannot take part in a gradient
+            inputs = inputs.clone()
+        yield Batch(inputs, None if targets is None else targets.to(device))
+
+
+def _split(item: Any, index: int) -> tuple[Tensor, Tensor | None]:
+    if isinstance(item, Tensor):
+        return item, None
+    if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2:
+        inputs, targets = item[0], item[1] if len(item) == 2 else None
+        if isinstance(inputs, Tensor) and (targets is None or isinstance(targets, Tensor)):
+            return inputs, targets
+    raise DataError(
+        f"data: expected (inputs, targets) tensors or an input tensor in batch {index}, "
+        f"got {type(item).__name__}"
+    )
+
+
+def _check_inputs(inputs: Tensor, index: int) -> None:
+    if inputs.ndim < 2 or not inputs.is_floating_point():
+        raise DataError(
+            f"data: expected floating images [N, ...] in batch {index}, got {inputs.dtype} "
+            f"of shape {tuple(inputs.shape)}"
+        )
+    if not bool(torch.isfinite(inputs).all()):
+        raise DataError(f"data: expected finite images, got NaN or infinity in batch {index}")
+
+
+def _class_indices(targets: Tensor | None, n: int, index: int) -> Tensor:
+    if targets is None:
+        raise DataError(
+            "data: this method and outcome need targets, expected (inputs, targets), "
+            f"got inputs alone in batch {index}"
+        )
+    if targets.shape != (n,) or targets.is_floating_point() or targets.dtype == torch.bool:
+        raise DataError(
+            f"data: expected class indices [{n}] of an integer dtype in batch {index}, "
+            f"got {targets.dtype} of shape {tuple(targets.shape)}"
+        )
+    if int(targets.min()) < 0:
+        raise DataError(f"data: expected targets >= 0, got {int(targets.min())} in batch {index}")
+    return targets.long()

@@ -1,0 +1,130 @@
+"""Paired means per unit, accumulated over batches, and their Student-t intervals."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from causalprune.errors import InvalidArgumentError
+
+__all__ = ["PairedMean", "student_t_quantile"]
+
+
+class PairedMean:
+    """Running mean, variance and mean absolute value of per-image effects, in float64.
+
+    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1983), so that a small
+    spread around a large mean survives.
+
+    Examples
+    --------
+    >>> total = PairedMean(1)
+    >>> total.update(torch.tensor([[1.0], [3.0]]))
+    >>> total.update(torch.tensor([[-1.0]]))
+    >>> total.n, total.mean.item(), total.mean_absolute.item()
+    (3, 1.0, 1.6666666666666667)
+    >>> round(total.standard_error.item() ** 2, 3)
+    1.333
+    """
+
+    def __init__(self, n_units: int) -> None:
+        self.n = 0
+        self.mean = torch.zeros(n_units, dtype=torch.float64)
+        self._squares = torch.zeros(n_units, dtype=torch.float64)
+        self._absolute = torch.zeros(n_units, dtype=torch.float64)
+
+    def update(self, effects: Tensor) -> None:
+        """Add the effects [N, n_units] of N more images."""
+        effects = effects.detach().to("cpu", torch.float64)
+        n = effects.shape[0]
+        mean = effects.mean(0)
+        delta = mean - self.mean
+        self._squares += (effects - mean).square().sum(0)
+        self._squares += delta.square() * (self.n * n / (self.n + n))
+        self._absolute += effects.abs().sum(0)
+        self.mean = self.mean + delta * (n / (self.n + n))
+        self.n += n
+
+    @property
+    def mean_absolute(self) -> Tensor:
+        """Mean over images of the absolute effect [n_units]."""
+        return self._absolute / self.n
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Standard error of the mean [n_units]; NaN for a single image."""
+        if self.n < 2:
+            return torch.full_like(self.mean, math.nan)
+        return (self._squares / (self.n - 1) / self.n).sqrt()
+
+
+def student_t_quantile(probability: float, degrees: int) -> float:
+    """Quantile of Student's t distribution, by bisection of its distribution function.
+
+    Parameters
+    ----------
+    probability : float
+        In (0.5, 1).
+    degrees : int
+        Degrees of freedom, at least 1.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> round(student_t_quantile(0.975, 10), 6)
+    2.228139
+    """
+    if not 0.5 < probability < 1 or degrees < 1:
+        raise InvalidArgumentError(
+            "probability, degrees: expected 0.5 < probability < 1 and degrees >= 1, "
+            f"got {probability}, {degrees}"
+        )
+    low, high = 0.0, 1.0
+    while _upper_tail(high, degrees) > 1 - probability:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        if _upper_tail(middle, degrees) > 1 - probability:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _upper_tail(t: float, degrees: int) -> float:
+    return 0.5 * _incomplete_beta(degrees / (degrees + t * t), degrees / 2, 0.5)
+
+
+def _incomplete_beta(x: float, a: float, b: float) -> float:
+    """Regularised incomplete beta function I_x(a, b)."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):  # the fraction converges fast only on this side of the mean
+        return 1 - _incomplete_beta(1 - x, b, a)
+    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    log_front += a * math.log(x) + b * math.log1p(-x)
+    return math.exp(log_front) / a / _beta_fraction(x, a, b)
+
+
+def _beta_fraction(x: float, a: float, b: float) -> float:
+    """Denominator of the continued fraction of I_x(a, b), by the modified Lentz algorithm."""
+    tiny = 1e-300
+    value, c, d = 1.0, 1.0, 0.0
+    for m in range(1, 2000):
+        k = m // 2
+        if m % 2:
+            term = -(a + k) * (a + b + k) * x / ((a + 2 * k) * (a + 2 * k + 1))
+        else:
+            term = k * (b - k) * x / ((a + 2 * k - 1) * (a + 2 * k))
+        d = 1 / ((1 + term * d) or tiny)
+        c = (1 + term / c) or tiny
+        value *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return value

@@ -1,0 +1,329 @@
+// The inner loops of path_effects, written once over vec16f and compiled once for each instruction
+// set by cpu/path_effects_<isa>.cpp. Raw pointers only: see common/vec16f.hpp for why.
+#pragma once
+
+#include "common/vec16f.hpp"
+#include "kernels/path_effects.hpp"
+
+namespace causalprune::CAUSALPRUNE_ISA_NAMESPACE {
+
+// An activation gives `value` = phi, and how a tile is prepared from it: d = change(start - c,
+// after). `monotone`: with x >= 0 every d of an edge has the sign of -weight, so sum |d| = |sum d|.
+struct Identity {
+  static constexpr bool monotone = true;
+  static CAUSALPRUNE_INLINE void prepare(vec16f& start, vec16f& after) { start = after = zero(); }
+  static CAUSALPRUNE_INLINE vec16f change(vec16f remaining, vec16f) { return remaining; }
+};
+
+struct Relu {
+  static constexpr bool monotone = true;
+  static CAUSALPRUNE_INLINE void prepare(vec16f& start, vec16f& after) {
+    after = sub(zero(), max(start, zero()));
+    start = min(start, zero());
+  }
+  static CAUSALPRUNE_INLINE vec16f change(vec16f remaining, vec16f after) {
+    return max(remaining, after);
+  }
+};
+
+template <class Phi>
+struct Smooth {
+  static constexpr bool monotone = false;
+  static CAUSALPRUNE_INLINE void prepare(vec16f& start, vec16f& after) {
+    after = Phi::value(start);
+  }
+  static CAUSALPRUNE_INLINE vec16f change(vec16f remaining, vec16f after) {
+    return sub(Phi::value(remaining), after);
+  }
+};
+
+// x / 2 * (1 + erf(x / sqrt 2)), erf by a rational function fitted to 6e-8 on [-3.95, 3.95].
+struct GeluPhi {
+  static CAUSALPRUNE_INLINE vec16f value(vec16f x) {
+    const vec16f bound = broadcast(3.95f);
+    vec16f u = mul(x, broadcast(0.70710678118f));
+    u = max(min(u, bound), sub(zero(), bound));
+    const vec16f t = mul(u, u);
+    vec16f p = broadcast(1.960383145e-08f);
+    p = fmadd(p, t, broadcast(-1.950902515e-06f));
+    p = fmadd(p, t, broadcast(1.438094478e-04f));
+    p = fmadd(p, t, broadcast(3.807847155e-03f));
+    p = fmadd(p, t, broadcast(5.092327669e-02f));
+    p = fmadd(p, t, broadcast(2.025830299e-01f));
+    p = fmadd(p, t, broadcast(1.128379107e+00f));
+    vec16f q = broadcast(9.798478568e-04f);
+    q = fmadd(q, t, broadcast(1.457575895e-02f));
+    q = fmadd(q, t, broadcast(1.160945594e-01f));
+    q = fmadd(q, t, broadcast(5.128660202e-01f));
+    q = fmadd(q, t, broadcast(1.0f));
+    const vec16f half = mul(x, broadcast(0.5f));
+    return fmadd(half, div(mul(u, p), q), half);
+  }
+};
+
+struct SiluPhi {
+  static CAUSALPRUNE_INLINE vec16f value(vec16f x) {
+    return div(x, add(broadcast(1.0f), exp(sub(zero(), x))));
+  }
+};
+
+struct HardswishPhi {
+  static CAUSALPRUNE_INLINE vec16f value(vec16f x) {
+    const vec16f gate = min(max(add(x, broadcast(3.0f)), zero()), broadcast(6.0f));
+    return mul(mul(x, gate), broadcast(1.0f / 6.0f));
+  }
+};
+
+// The running sums of one edge block in registers.
+template <bool Weighted, bool NeedsAbs>
+struct EdgeSums {
+  vec16f sum = zero(), absolute = zero(), square = zero(), weighted = zero();
+
+  CAUSALPRUNE_INLINE void take(vec16f d, const PathTile& tile, std::int64_t at) {
+    sum = add(sum, d);
+    if constexpr (NeedsAbs) absolute = add(absolute, abs(d));
+    square = fmadd(d, d, square);
+    if constexpr (Weighted) weighted = fmadd(d, load(tile.weighting + at), weighted);
+  }
+
+  CAUSALPRUNE_INLINE void flush(float* partial, float* unit) const {
+    const vec16f all_weighted = Weighted ? weighted : sum;
+    store(partial, add(load(partial), sum));
+    store(partial + 16, add(load(partial + 16), NeedsAbs ? absolute : abs(sum)));
+    store(partial + 32, add(load(partial + 32), square));
+    store(partial + 48, add(load(partial + 48), all_weighted));
+    if (unit != nullptr) store(unit, add(load(unit), all_weighted));
+  }
+};
+
+// ---- several taps
+// ---------------------------------------------------------------------------------
+
+// Columns output positions of one row, all taps. Taps9: the nine weights stay in registers and the
+// rows are pitch apart; otherwise taps are read from the lists.
+template <class Phi, bool Weighted, bool Taps9, int Columns>
+CAUSALPRUNE_INLINE void taps_columns(const PathTapsJob& job, const vec16f* weight9,
+                                     const float* weight, const float* x, std::int64_t position,
+                                     EdgeSums<Weighted, true>& sums) {
+  vec16f remaining[Columns];
+  CAUSALPRUNE_UNROLL for (int q = 0; q < Columns; ++q) remaining[q] =
+      load(job.tile.start + (position + q) * 16);
+  if constexpr (Taps9) {
+    CAUSALPRUNE_UNROLL for (int row = 0; row < 3; ++row) {
+      const float* x_row = x + row * job.x_pitch;
+      CAUSALPRUNE_UNROLL for (int tap = 0; tap < 3; ++tap) {
+        CAUSALPRUNE_UNROLL for (int q = 0; q < Columns; ++q) {
+          remaining[q] = fnmadd(weight9[row * 3 + tap], broadcast(x_row[tap + q]), remaining[q]);
+        }
+      }
+    }
+  } else {
+    for (std::int64_t tap = 0; tap < job.n_taps; ++tap) {
+      const vec16f w = load(weight + tap * 16);
+      const float* x_tap = x + job.tap_offset[tap];
+      CAUSALPRUNE_UNROLL for (int q = 0; q < Columns; ++q) {
+        remaining[q] = fnmadd(w, broadcast(x_tap[q * job.x_column_step]), remaining[q]);
+      }
+    }
+  }
+  CAUSALPRUNE_UNROLL for (int q = 0; q < Columns; ++q) {
+    const std::int64_t at = (position + q) * 16;
+    sums.take(Phi::change(remaining[q], load(job.tile.after + at)), job.tile, at);
+  }
+}
+
+// The last `rest` columns of a row, at most Columns, in one register tile.
+template <class Phi, bool Weighted, bool Taps9, int Columns>
+CAUSALPRUNE_INLINE void taps_rest(const PathTapsJob& job, const vec16f* weight9,
+                                  const float* weight, const float* x, std::int64_t position,
+                                  std::int64_t rest, EdgeSums<Weighted, true>& sums) {
+  if constexpr (Columns > 0) {
+    if (rest == Columns) {
+      taps_columns<Phi, Weighted, Taps9, Columns>(job, weight9, weight, x, position, sums);
+    } else {
+      taps_rest<Phi, Weighted, Taps9, Columns - 1>(job, weight9, weight, x, position, rest, sums);
+    }
+  }
+}
+
+template <class Phi, bool Weighted, bool Taps9>
+void taps(const PathTapsJob& job) {
+  for (std::int64_t i = 0; i < job.n_inputs; ++i) {
+    const float* weight = job.weight + i * job.n_taps * 16;
+    vec16f weight9[9];
+    if constexpr (Taps9) {
+      CAUSALPRUNE_UNROLL for (int tap = 0; tap < 9; ++tap) weight9[tap] = load(weight + tap * 16);
+    }
+    EdgeSums<Weighted, true> sums;
+    for (std::int64_t row = 0; row < job.rows; ++row) {
+      const float* x = job.x + i * job.x_plane + row * job.x_row_step;
+      const std::int64_t first = row * job.columns;
+      std::int64_t column = 0;
+      for (; column + kColumns <= job.columns; column += kColumns) {
+        taps_columns<Phi, Weighted, Taps9, kColumns>(
+            job, weight9, weight, x + column * job.x_column_step, first + column, sums);
+      }
+      taps_rest<Phi, Weighted, Taps9, kColumns - 1>(job, weight9, weight,
+                                                    x + column * job.x_column_step, first + column,
+                                                    job.columns - column, sums);
+    }
+    sums.flush(job.partial + i * 64, job.unit + i * 16);
+  }
+}
+
+template <class Phi>
+void taps_of(const PathTapsJob& job) {
+  const bool weighted = job.tile.weighting != nullptr;
+  if (job.dense_3x3) {
+    weighted ? taps<Phi, true, true>(job) : taps<Phi, false, true>(job);
+  } else {
+    weighted ? taps<Phi, true, false>(job) : taps<Phi, false, false>(job);
+  }
+}
+
+// ---- one tap
+// --------------------------------------------------------------------------------------
+
+template <class Phi, bool Weighted, bool NeedsAbs, bool Slots, int Blocks>
+CAUSALPRUNE_INLINE void pointwise_input(const PathPointwiseJob& job, std::int64_t i) {
+  vec16f weight[Blocks];
+  EdgeSums<Weighted, NeedsAbs> sums[Blocks];
+  CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) weight[b] =
+      load(job.weight + b * job.weight_block + i * 16);
+  const std::int32_t* position = job.position + i * job.list_pitch;
+  const float* value = job.value + i * job.list_pitch;
+  float* unit = job.unit + i * 16;
+  for (std::int32_t entry = 0; entry < job.count[i]; ++entry) {
+    const std::int64_t at = static_cast<std::int64_t>(position[entry]) * (Blocks * 16);
+    const vec16f x = broadcast(value[entry]);
+    CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
+      const std::int64_t block = at + b * 16;
+      const vec16f remaining = fnmadd(weight[b], x, load(job.tile.start + block));
+      const vec16f d = Phi::change(remaining, load(job.tile.after + block));
+      sums[b].take(d, job.tile, block);
+      if constexpr (Slots) {
+        float* slot = unit + job.image_slot[position[entry]] * job.unit_slot;
+        vec16f weighted = d;
+        if constexpr (Weighted) weighted = mul(d, load(job.tile.weighting + block));
+        store(slot, add(load(slot), weighted));
+      }
+    }
+  }
+  CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
+    sums[b].flush(job.partial + (b * job.n_inputs + i) * 64, Slots ? nullptr : unit);
+  }
+}
+
+template <class Phi, bool Weighted, bool Slots, int Blocks>
+void pointwise(const PathPointwiseJob& job) {
+  for (std::int64_t i = 0; i < job.n_inputs; ++i) {
+    if (job.count[i] == 0) continue;
+    if (Phi::monotone && !job.negative[i]) {
+      pointwise_input<Phi, Weighted, !Phi::monotone, Slots, Blocks>(job, i);
+    } else {
+      pointwise_input<Phi, Weighted, true, Slots, Blocks>(job, i);
+    }
+  }
+}
+
+template <class Phi, int Blocks>
+void pointwise_blocks(const PathPointwiseJob& job) {
+  const bool weighted = job.tile.weighting != nullptr;
+  if (job.image_slot != nullptr) {
+    weighted ? pointwise<Phi, true, true, Blocks>(job) : pointwise<Phi, false, true, Blocks>(job);
+  } else {
+    weighted ? pointwise<Phi, true, false, Blocks>(job) : pointwise<Phi, false, false, Blocks>(job);
+  }
+}
+
+template <class Phi>
+void pointwise_of(const PathPointwiseJob& job) {
+  if (job.blocks == 1) {
+    pointwise_blocks<Phi, 1>(job);
+  } else {
+    pointwise_blocks<Phi, kPointwiseBlocks>(job);
+  }
+}
+
+template <class Phi>
+void prepare_of(std::int64_t n_positions, float* start, float* after) {
+  for (std::int64_t at = 0; at < n_positions * 16; at += 16) {
+    vec16f first = load(start + at), second;
+    Phi::prepare(first, second);
+    store(start + at, first);
+    store(after + at, second);
+  }
+}
+
+// ---- bringing a tile in
+// ---------------------------------------------------------------------------
+
+// n positions of up to sixteen channels, [lanes, n] to [n, to_step]; missing lanes become zero.
+inline bool gather_tile(const float* from, std::int64_t channel_step, int lanes, std::int64_t n,
+                        float* to, std::int64_t to_step) {
+  vec16f witness = zero();
+  for (std::int64_t at = 0; at < n; at += 16) {
+    const int count = n - at < 16 ? static_cast<int>(n - at) : 16;
+    vec16f block[16];
+    CAUSALPRUNE_UNROLL for (int lane = 0; lane < 16; ++lane) {
+      block[lane] = zero();
+      if (lane < lanes) {
+        const float* row = from + lane * channel_step + at;
+        block[lane] = count == 16 ? load(row) : load_first(row, count);
+      }
+      // Stays zero as long as all values are finite.
+      witness = fmadd(block[lane], zero(), witness);
+    }
+    transpose(block);
+    CAUSALPRUNE_UNROLL for (int k = 0; k < 16; ++k) {
+      if (k < count) store(to + (at + k) * to_step, block[k]);
+    }
+  }
+  return !any_nonfinite(witness);
+}
+
+inline bool list_nonzero(const PathListJob& job) {
+  bool finite = true;
+  for (std::int64_t i = 0; i < job.n_inputs; ++i) {
+    const float* x = job.x + i * job.x_plane;
+    // Channels are far apart in memory, where no hardware prefetcher follows.
+    for (std::int32_t k = 0; k < job.n; k += 16) __builtin_prefetch(x + 8 * job.x_plane + k);
+    const std::int64_t at = i * job.list_pitch + job.count[i];
+    Signs signs;
+    job.count[i] +=
+        compress_nonzero(x, job.n, job.first_position, job.position + at, job.value + at, signs);
+    job.negative[i] |= signs.negative ? 1 : 0;
+    finite &= signs.finite;
+  }
+  return finite;
+}
+
+// ---- choosing the activation
+// ----------------------------------------------------------------------
+
+#define CAUSALPRUNE_BY_ACTIVATION(function, ...)                                    \
+  switch (activation) {                                                             \
+    case Activation::identity: function<Identity>(__VA_ARGS__); break;              \
+    case Activation::relu: function<Relu>(__VA_ARGS__); break;                      \
+    case Activation::gelu: function<Smooth<GeluPhi>>(__VA_ARGS__); break;           \
+    case Activation::silu: function<Smooth<SiluPhi>>(__VA_ARGS__); break;           \
+    case Activation::hardswish: function<Smooth<HardswishPhi>>(__VA_ARGS__); break; \
+  }
+
+inline void prepare_tile(Activation activation, std::int64_t n_positions, float* start,
+                         float* after) {
+  CAUSALPRUNE_BY_ACTIVATION(prepare_of, n_positions, start, after)
+}
+inline void taps_tile(Activation activation, const PathTapsJob& job) {
+  CAUSALPRUNE_BY_ACTIVATION(taps_of, job)
+}
+inline void pointwise_tile(Activation activation, const PathPointwiseJob& job) {
+  CAUSALPRUNE_BY_ACTIVATION(pointwise_of, job)
+}
+
+#undef CAUSALPRUNE_BY_ACTIVATION
+
+inline constexpr PathKernels kPathKernels = {kPointwiseBlocks, gather_tile, list_nonzero,
+                                             prepare_tile,     taps_tile,   pointwise_tile};
+
+}  // namespace causalprune::CAUSALPRUNE_ISA_NAMESPACE

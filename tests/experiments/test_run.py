@@ -1,0 +1,411 @@
+"""The experiment as a whole: what it records, that it repeats itself, that nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import causalprune
+from causalprune.errors import (
+    DataError,
+    InvalidArgumentError,
+    OutputExistsError,
+    RecordError,
+    UnknownNameError,
+)
+from causalprune.experiments import RunConfig, RunResult, build_network, read_trials, run_experiment
+from causalprune.experiments.records import MEASURED_COLUMNS, TRIAL_COLUMNS
+from causalprune.experiments.weights import load_weights, save_weights
+from causalprune.measures import count_macs, count_parameters, parameter_bytes
+from causalprune.scoring import METHODS, Scores, register_method
+
+SMALL = RunConfig(
+    methods=("path", "random"),
+    ratios=(0.0, 0.5, 0.9),
+    checkpoints=2,
+    epochs=2,
+    retrain_epochs=1,
+    calibration=40,
+    train_limit=340,
+    test_limit=120,
+    latency_repeats=2,
+    latency_batch=2,
+    device="cpu",
+)
+
+
+def _fixed(trials: pd.DataFrame) -> pd.DataFrame:
+    """Only what must be the same from run to run."""
+    return trials.drop(columns=list(MEASURED_COLUMNS))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return run_experiment(SMALL, tmp_path_factory.mktemp("run"), progress=False)
+
+
+def test_every_cell_has_a_complete_row(finished: RunResult) -> None:
+    trials = finished.trials
+    assert len(trials) == 12 and finished.n_failed == 0 and finished.failures == []
+    assert trials["order"].tolist() == list(range(12))
+    may_be_missing = {"error", "counters_reason", "gpu_reason", "gpu_memory_bytes"}
+    may_be_missing |= {"gpu_load_percent", "gpu_power_watts", "cpu_frequency_mhz"}
+    may_be_missing |= {"instructions", "cycles", "branch_misses", "l1d_misses", "llc_misses"}
+    for column in TRIAL_COLUMNS:
+        assert column.name in may_be_missing or trials[column.name].notna().all(), column.name
+    assert set(trials["assignment_probability"]) == {1 / 6}
+    pd.testing.assert_frame_equal(read_trials(finished.out), trials)
+
+
+def test_pruned_networks_are_really_smaller(finished: RunResult) -> None:
+    trials = finished.trials
+    full, half, tenth = (trials[trials["ratio"] == ratio] for ratio in (0.0, 0.5, 0.9))
+    assert (full["parameters"] == 61_706).all() and (full["macs"] == 416_520).all()
+    for name in ("parameters", "macs", "parameter_bytes", "memory_bytes"):
+        assert half[name].max() < full[name].min()
+        assert tenth[name].max() < half[name].min()
+    # Activations shrink only where filters of the first, largest maps go: here by "random".
+    assert tenth["peak_activation_bytes"].max() <= full["peak_activation_bytes"].min()
+    assert tenth["peak_activation_bytes"].min() < full["peak_activation_bytes"].min()
+    assert half["achieved_ratio"].between(0.45, 0.55).all()
+    assert tenth["achieved_ratio"].between(0.85, 0.95).all()
+    assert (
+        trials["memory_bytes"] == trials["parameter_bytes"] + trials["peak_activation_bytes"]
+    ).all()
+    assert (trials["parameter_bytes"] == 4 * trials["parameters"]).all()
+
+
+def test_pruned_equals_masked(finished: RunResult) -> None:
+    assert (finished.trials["output_difference"] <= 1e-4).all()
+    assert (finished.trials.loc[finished.trials["ratio"] == 0, "output_difference"] == 0).all()
+
+
+def test_kept_units_explain_the_parameters(finished: RunResult) -> None:
+    for row in finished.trials.to_dict("records"):
+        kept = json.loads(row["kept_units"])
+        a, b, c, d = (kept[name] for name in ("conv1", "conv2", "fc1", "fc2"))
+        parameters = 26 * a + b * (25 * a + 1) + c * (25 * b + 1) + d * (c + 1) + 10 * (d + 1)
+        assert row["parameters"] == parameters
+
+
+def test_accuracies_are_of_the_saved_checkpoint(finished: RunResult) -> None:
+    trials = finished.trials
+    at_zero = trials[trials["ratio"] == 0]
+    assert (at_zero["accuracy_pruned"] == at_zero["accuracy_before"]).all()
+    assert trials.groupby("checkpoint")["accuracy_before"].nunique().eq(1).all()
+    loss = trials["accuracy_before"] - trials["accuracy"]
+    assert (loss - trials["accuracy_loss"]).abs().max() < 1e-12
+    assert (trials["n_test"] == 120).all()
+
+
+def test_what_lies_in_the_folder(finished: RunResult) -> None:
+    out = finished.out
+    assert {entry.name for entry in out.iterdir()} == {
+        "checkpoints",
+        "checks.json",
+        "config.json",
+        "machine.json",
+        "scores",
+        "trials.csv",
+    }
+    assert sorted(file.name for file in (out / "scores").iterdir()) == [
+        f"{number}-{method}.npz" for number in (0, 1) for method in ("ablation", "path", "random")
+    ]
+    model = build_network("lenet5")
+    load_weights(model, out / "checkpoints" / "1.pt")
+    scores = Scores.load(out / "scores" / "1-path.npz")
+    assert len(scores.frame) == 226 and scores.method == "path"
+    config = json.loads((out / "config.json").read_text())
+    assert RunConfig.from_dict(config) == SMALL
+
+
+def test_path_effects_are_checked_against_exact_ablation(finished: RunResult) -> None:
+    checks = json.loads((finished.out / "checks.json").read_text())
+    assert checks == finished.checks and checks["problems"] == []
+    whole = {
+        (row["method"], row["checkpoint"]): row
+        for row in checks["comparisons"]
+        if row["layer"] == "all"
+    }
+    for number in (0, 1):
+        assert whole["path", number]["spearman_importance"] > 0.9
+        assert abs(whole["random", number]["spearman_importance"]) < 0.5
+        assert whole["random", number]["spearman_effect"] is None
+
+
+def test_an_existing_folder_is_not_overwritten(finished: RunResult, tmp_path: Path) -> None:
+    before = (finished.out / "trials.csv").read_bytes()
+    with pytest.raises(OutputExistsError, match="--resume"):
+        run_experiment(SMALL, finished.out, progress=False)
+    assert (finished.out / "trials.csv").read_bytes() == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputExistsError, match="is a file"):
+        run_experiment(SMALL, tmp_path / "file", progress=False)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RecordError, match=r"no config\.json"):
+        run_experiment(SMALL, tmp_path, resume=True, progress=False)
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+def test_another_configuration_cannot_be_resumed(finished: RunResult) -> None:
+    other = replace(SMALL, seed=1, ratios=(0.0, 0.5))
+    with pytest.raises(
+        InvalidArgumentError, match=r"ratios: \[0\.0, 0\.5, 0\.9\] -> \[0\.0, 0\.5\]; seed: 0 -> 1"
+    ):
+        run_experiment(other, finished.out, resume=True, progress=False)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: RunResult) -> None:
+    before = (finished.out / "trials.csv").read_bytes()
+    run_experiment(SMALL, finished.out, resume=True, progress=False)
+    assert (finished.out / "trials.csv").read_bytes() == before
+
+
+def test_broken_rows_are_not_built_upon(finished: RunResult, tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(finished.out, tmp_path / "copy")
+    table = copy / "trials.csv"
+    text = table.read_text()
+    table.write_text(text[: len(text) // 2])
+    with pytest.raises(RecordError, match=r"trials\.csv"):
+        run_experiment(SMALL, copy, resume=True, progress=False)
+    table.write_text(text.replace(",random,", ",l1,"))
+    with pytest.raises(RecordError, match="not of the experiment"):
+        run_experiment(SMALL, copy, resume=True, progress=False)
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from causalprune.experiments import RunConfig, records, run_experiment
+    from causalprune.scoring import files
+
+    out, name, survive = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    replace, seen = os.replace, []
+
+    def deadly(source, target):
+        # Just before the new file takes its place: the temporary file is complete and left over.
+        if Path(target).name == name:
+            seen.append(target)
+            if len(seen) > survive:
+                os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = deadly
+    import json
+    config = RunConfig.from_dict(json.loads(sys.argv[4]))
+    run_experiment(config, out, progress=False)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
+@pytest.mark.parametrize(
+    ("name", "survive", "rows"),
+    [("trials.csv", 5, 5), ("1-path.npz", 0, None), ("config.json", 0, None)],
+)
+def test_a_killed_run_keeps_its_rows_and_resumes_to_the_same_table(
+    finished: RunResult, tmp_path: Path, name: str, survive: int, rows: int | None
+) -> None:
+    out = tmp_path / "run"
+    env = {**os.environ, "PYTHONPATH": str(Path(causalprune.__file__).parents[1])}
+    arguments = [str(out), name, str(survive), json.dumps(SMALL.to_dict())]
+    killed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    if rows is None:
+        assert not (out / "trials.csv").exists()
+    else:
+        assert len(read_trials(out)) == rows
+        kept = read_trials(out)
+    result = run_experiment(SMALL, out, resume=True, progress=False)
+    pd.testing.assert_frame_equal(_fixed(result.trials), _fixed(finished.trials))
+    assert result.checks == finished.checks
+    if rows is not None:
+        pd.testing.assert_frame_equal(result.trials.head(rows)[kept.columns], kept)
+    left_over = [file for file in out.rglob(".*") if file.is_file()]
+    assert left_over == []
+
+
+@pytest.fixture
+def broken_method() -> Iterator[str]:
+    @register_method("broken-test", needs_data=False, needs_labels=False)
+    def broken(job):  # type: ignore[no-untyped-def]
+        raise RuntimeError("no such luck")
+
+    yield "broken-test"
+    METHODS.pop("broken-test")
+
+
+def test_a_trial_that_fails_is_recorded_and_tried_again(tmp_path: Path, broken_method: str) -> None:
+    config = replace(SMALL, methods=("l1", broken_method), ratios=(0.0, 0.5), checkpoints=1)
+    result = run_experiment(config, tmp_path / "run", progress=False)
+    assert result.trials.groupby("method")["status"].unique().to_dict() == {
+        "l1": ["ok"],
+        broken_method: ["failed"],
+    }
+    assert result.n_failed == 2 and "2 x RuntimeError" in result.failures[0]
+    failed = result.trials[result.trials["status"] == "failed"]
+    assert failed["error"].str.contains("no such luck").all()
+    assert failed["accuracy"].isna().all() and failed["accuracy_before"].notna().all()
+    assert result.checks["problems"][0]["method"] == broken_method
+    METHODS[broken_method] = replace(METHODS["random"], name=broken_method)
+    again = run_experiment(config, tmp_path / "run", resume=True, progress=False)
+    assert again.n_failed == 0 and len(again.trials) == 4
+    assert again.trials["parameters"].dtype == "int64"
+
+
+def test_weights_take_the_place_of_training(tmp_path: Path, finished: RunResult) -> None:
+    file = tmp_path / "lenet.pt"
+    model = build_network("lenet5")
+    load_weights(model, finished.out / "checkpoints" / "1.pt")
+    save_weights(model, file)
+    config = replace(SMALL, methods=("random",), ratios=(0.0,), checkpoints=1)
+    out = tmp_path / "run"
+    result = run_experiment(config, out, weights=file, progress=False)
+    theirs = finished.trials.query("checkpoint == 1")["accuracy_before"].iloc[0]
+    assert result.trials["accuracy_before"].tolist() == [theirs]
+    with pytest.raises(InvalidArgumentError, match="checkpoints=1"):
+        run_experiment(SMALL, tmp_path / "other", weights=file, progress=False)
+    folder = finished.out / "checkpoints"
+    both = replace(config, checkpoints=2)
+    loaded = run_experiment(both, tmp_path / "both", weights=folder, progress=False)
+    assert loaded.trials["accuracy_before"].nunique() <= 2
+    with pytest.raises(InvalidArgumentError, match="weights: not the ones"):
+        run_experiment(
+            both, tmp_path / "both", resume=True, weights=_swapped(folder, tmp_path), progress=False
+        )
+    (out / "checkpoints" / "0.pt").unlink()
+    with pytest.raises(InvalidArgumentError, match="pass them again"):
+        run_experiment(config, out, resume=True, progress=False)
+
+
+def _swapped(folder: Path, tmp_path: Path) -> Path:
+    target = tmp_path / "swapped"
+    target.mkdir()
+    for number in (0, 1):
+        (target / f"{number}.pt").write_bytes((folder / f"{1 - number}.pt").read_bytes())
+    return target
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    save_weights(build_network("lenet300"), tmp_path / "a.pt")
+    config = replace(SMALL, checkpoints=1)
+    with pytest.raises(DataError, match="do not fit the network"):
+        run_experiment(config, tmp_path / "run", weights=tmp_path / "a.pt", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"network": "alexnet"}, r"unknown network 'alexnet'; known: .*lenet5"),
+        ({"data": "cifar"}, r"unknown data set 'cifar'; known: .*digits, mnist"),
+        ({"methods": ("magic",)}, r"unknown scoring method 'magic'; known: .*path"),
+    ],
+)
+def test_unknown_names_list_the_known_ones_and_write_nothing(
+    tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(UnknownNameError, match=words):
+        run_experiment(replace(SMALL, **changes), tmp_path / "run", progress=False)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InvalidArgumentError, match="device: 'cuda' is not there"):
+        run_experiment(replace(SMALL, device="cuda"), tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("network", ["lenet300", "debbi"])
+def test_other_networks(tmp_path: Path, network: str) -> None:
+    config = replace(
+        SMALL, network=network, methods=("path",), ratios=(0.6,), checkpoints=1, ratio_of="macs"
+    )
+    result = run_experiment(config, tmp_path / "run", progress=False)
+    row = result.trials.iloc[0]
+    assert row["status"] == "ok", row["error"]
+    assert row["achieved_ratio_macs"] == pytest.approx(0.6, abs=0.05)
+    model = build_network(network)
+    image = torch.zeros(1, 1, 28, 28)
+    assert row["macs"] < count_macs(model, image) and row["parameters"] < count_parameters(model)
+    assert row["parameter_bytes"] < parameter_bytes(model)
+
+
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    generator = np.random.default_rng(0)
+    for name, level in (("bright", 200), ("dark", 60), ("black", 5)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(30):
+            pixels = np.clip(generator.normal(level, 10, (32, 32)), 0, 255).astype(np.uint8)
+            image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
+    config = replace(
+        SMALL,
+        data=str(tmp_path / "data"),
+        methods=("path",),
+        ratios=(0.5,),
+        checkpoints=1,
+        train_limit=None,
+        test_limit=None,
+        calibration=20,
+        epochs=10,
+        batch_size=8,
+    )
+    row = run_experiment(config, tmp_path / "run", progress=False).trials.iloc[0]
+    assert (row["status"], row["dataset"], row["n_test"]) == ("ok", "data", 22)
+    assert row["accuracy"] > 0.9
+
+
+def test_stages_are_named_once_off_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(SMALL, methods=("l1",), ratios=(0.5,), checkpoints=1, epochs=1)
+    run_experiment(config, tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].split(",")[0] for line in lines] == [
+        "training lenet5 on digits",
+        "scoring units by l1",
+        "1 trials",
+    ]
+
+
+def test_real_mnist(real_data: Path, tmp_path: Path) -> None:
+    config = replace(
+        SMALL,
+        data="mnist",
+        data_root=str(real_data),
+        methods=("path",),
+        ratios=(0.0, 0.6),
+        checkpoints=1,
+        epochs=2,
+        train_limit=6_000,
+        test_limit=1_000,
+        calibration=128,
+    )
+    result = run_experiment(config, tmp_path / "run", progress=False)
+    trials = result.trials.set_index("ratio")
+    assert trials.loc[0.0, "accuracy"] > 0.93
+    assert trials.loc[0.6, "accuracy"] > 0.9
+    assert trials.loc[0.6, "parameters"] < 0.45 * trials.loc[0.0, "parameters"]

@@ -1,0 +1,108 @@
+"""Training that learns and repeats itself; accuracy counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from causalprune.errors import DataError, InvalidArgumentError
+from causalprune.experiments import build_network, evaluate, load_data, train
+from causalprune.measures import torch_threads
+
+
+def _data(n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(n, 6, generator=generator)
+    return images, (images[:, 0] > 0).long()
+
+
+def _network(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2))
+
+
+def test_the_network_learns() -> None:
+    model = _network()
+    before = evaluate(model, _data())
+    log = train(model, _data(), epochs=10, learning_rate=0.02)
+    assert log.losses[-1] < log.losses[0] and log.steps == 40
+    assert evaluate(model, _data()) > max(0.9, before)
+
+
+def test_digits_are_learnt() -> None:
+    splits = load_data("digits")
+    with torch_threads(1):
+        model = build_network("lenet5", seed=0)
+        train(model, splits.train, epochs=4, seed=0)
+        assert evaluate(model, splits.test) > 0.9
+
+
+def test_same_seed_same_weights_whatever_the_global_generator() -> None:
+    states = []
+    for other in (1, 2):
+        torch.manual_seed(other)
+        model = _network()
+        train(model, _data(), epochs=3, seed=7)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    different = _network()
+    train(different, _data(), epochs=3, seed=8)
+    assert not torch.equal(states[0]["0.weight"], different.state_dict()["0.weight"])
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    state = torch.random.get_rng_state()
+    train(_network(), _data(), epochs=1)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_modes_are_restored_and_no_epochs_change_nothing() -> None:
+    model = _network().eval()
+    before = model.state_dict()["0.weight"].clone()
+    assert train(model, _data(), epochs=0).losses == ()
+    assert torch.equal(before, model.state_dict()["0.weight"])
+    train(model, _data(), epochs=1)
+    assert not any(module.training for module in model.modules())
+
+
+def test_every_epoch_is_reported() -> None:
+    seen: list[tuple[int, float]] = []
+    log = train(_network(), _data(), epochs=3, on_epoch=lambda *report: seen.append(report))
+    assert seen == [(number + 1, loss) for number, loss in enumerate(log.losses)]
+
+
+def test_accuracy_does_not_depend_on_the_batch_size() -> None:
+    model = _network()
+    logits = model.eval()(_data()[0])
+    expected = float((logits.argmax(1) == _data()[1]).float().mean())
+    for size in (1, 33, 1000):
+        assert evaluate(model, _data(), batch_size=size) == pytest.approx(expected, abs=1e-7)
+
+
+def test_divergence_is_an_error_and_not_a_result() -> None:
+    images, labels = _data()
+    with pytest.raises(InvalidArgumentError, match=r"learning_rate: training diverged"):
+        train(nn.Linear(6, 2), (images * 1e30, labels), epochs=3, learning_rate=1e30)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"epochs": -1}, "epochs"),
+        ({"epochs": 1, "batch_size": 0}, "batch_size"),
+        ({"epochs": 1, "learning_rate": float("nan")}, "learning_rate"),
+    ],
+)
+def test_numbers_out_of_range(wrong: dict[str, float], words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=words):
+        train(_network(), _data(), **wrong)  # type: ignore[arg-type]
+
+
+def test_data_that_do_not_fit() -> None:
+    images, labels = _data()
+    with pytest.raises(DataError, match="one class for each image"):
+        evaluate(_network(), (images, labels[:-1]))
+    with pytest.raises(DataError, match="no images"):
+        train(_network(), (images[:0], labels[:0]), epochs=1)

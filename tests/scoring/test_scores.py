@@ -1,0 +1,301 @@
+"""Intervals, categories, outcomes, registries, files, and what score() leaves alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import networks
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import nn
+
+from causalprune.errors import (
+    DataError,
+    InvalidArgumentError,
+    RecordError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
+from causalprune.scoring import (
+    METHODS,
+    OUTCOMES,
+    Scores,
+    UnitScores,
+    fingerprint,
+    register_method,
+    register_outcome,
+    score,
+)
+from causalprune.scoring.files import replace_file
+from causalprune.scoring.intervals import PairedMean, student_t_quantile
+
+X, Y = networks.images(30), networks.targets(30)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 5, 30, 511, 100_000])
+@pytest.mark.parametrize("probability", [0.6, 0.95, 0.975, 0.9995])
+def test_student_t_quantile(probability: float, degrees: int) -> None:
+    expected = stats.t.ppf(probability, degrees)
+    assert student_t_quantile(probability, degrees) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("probability", "degrees"), [(0.5, 3), (1.0, 3), (0.9, 0)])
+def test_student_t_quantile_range(probability: float, degrees: int) -> None:
+    with pytest.raises(InvalidArgumentError):
+        student_t_quantile(probability, degrees)
+
+
+def test_paired_mean_over_batches_far_from_zero() -> None:
+    effects = 1e6 + torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).double()
+    total = PairedMean(3)
+    for part in effects.split([1, 7, 42]):
+        total.update(part)
+    torch.testing.assert_close(total.mean, effects.mean(0))
+    torch.testing.assert_close(total.standard_error, effects.std(0) / 50**0.5, rtol=1e-7, atol=0)
+
+
+def test_intervals_are_paired_t_intervals() -> None:
+    model = networks.lenet()
+    frame = score(model, (X, Y), "ablation", confidence=0.9).frame
+    half = frame["se"] * stats.t.ppf(0.95, 29)
+    np.testing.assert_allclose(frame["low"], frame["effect"] - half, rtol=1e-9)
+    np.testing.assert_allclose(frame["high"], frame["effect"] + half, rtol=1e-9)
+    assert (frame["n"] == 30).all() and (frame["cost"] == 1).all()
+
+
+def test_categories_follow_the_better_side_of_the_outcome() -> None:
+    model = networks.vgg()
+    loss = score(model, (X, Y), "ablation", "loss").frame
+    assert {"critical", "detrimental"} <= set(loss["category"])
+    assert ((loss["category"] == "critical") == (loss["low"] > 0)).all()
+    assert ((loss["category"] == "detrimental") == (loss["high"] < 0)).all()
+    logit = score(model, (X, Y), "ablation", "logit").frame
+    assert ((logit["category"] == "critical") == (logit["high"] < 0)).all()
+    assert ((logit["category"] == "detrimental") == (logit["low"] > 0)).all()
+    own = score(model, (X, Y), "ablation", lambda logits, targets: logits.sum(1)).frame
+    assert (own["category"] == "").all() and own["low"].notna().all()
+
+
+def test_one_image_has_no_interval() -> None:
+    frame = score(networks.lenet(), (X[:1], Y[:1]), "ablation").frame
+    assert frame["effect"].notna().all() and frame["low"].isna().all()
+    assert (frame["category"] == "").all()
+
+
+def test_builtin_outcomes() -> None:
+    logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 5.0]], dtype=torch.float64)
+    targets = torch.tensor([0, 1])
+    values = {name: outcome.function(logits, targets) for name, outcome in OUTCOMES.items()}
+    torch.testing.assert_close(values["loss"], F.cross_entropy(logits, targets, reduction="none"))
+    torch.testing.assert_close(values["probability"], (-values["loss"]).exp())
+    assert values["logit"].tolist() == [2.0, 3.0]
+    assert values["margin"].tolist() == [1.0, -2.0]
+    assert values["correctness"].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("method", ["path", "taylor"])
+def test_correctness_has_no_gradient(method: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="differentiable"):
+        score(networks.lenet(), (X, Y), method, "correctness")
+    frame = score(networks.lenet(), (X, Y), "ablation", "correctness").frame
+    assert frame["effect"].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"confidence": 1.0},
+        {"confidence": "high"},
+        {"batch_size": 0},
+        {"budget": 0},
+        {"budget": 2.5},
+        {"budget": True},
+        {"seed": "one"},
+        {"outcome": 3},
+    ],
+)
+def test_bad_arguments(options: dict[str, object]) -> None:
+    with pytest.raises(InvalidArgumentError, match=next(iter(options))):
+        score(networks.lenet(), (X, Y), **options)  # type: ignore[arg-type]
+
+
+def test_unknown_names_list_the_known() -> None:
+    with pytest.raises(UnknownNameError, match="ablation"):
+        score(networks.lenet(), (X, Y), "magic")
+    with pytest.raises(UnknownNameError, match="margin"):
+        score(networks.lenet(), (X, Y), outcome="magic")
+
+
+def test_models_without_removable_units() -> None:
+    with pytest.raises(UnsupportedModelError, match="output"):
+        score(nn.Sequential(nn.Flatten(), nn.Linear(256, 3)), (X, Y))
+    with pytest.raises(InvalidArgumentError, match="model"):
+        score(F.relu, (X, Y))  # type: ignore[arg-type]
+
+
+def test_batch_statistics_in_eval_mode_are_refused() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten()
+    )
+    model.append(nn.Linear(3 * 14 * 14, 3))
+    with pytest.raises(UnsupportedModelError, match="'1'"):
+        score(model, (X, Y))
+
+
+def test_outcome_that_is_not_finite_names_the_unit() -> None:
+    def brittle(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        whole = torch.isclose(logits, reference).all(1)
+        return torch.where(whole, 0.0, torch.nan)
+
+    model = networks.mlp()
+    with torch.no_grad():
+        reference = model(X).double()
+    with pytest.raises(DataError, match="unit 0 of layer '1'"):
+        score(model, (X, Y), "ablation", brittle)
+
+
+def test_outcome_of_the_wrong_shape() -> None:
+    with pytest.raises(InvalidArgumentError, match="one value per image"):
+        score(networks.mlp(), (X, Y), "ablation", lambda logits, targets: logits.mean())
+
+
+def test_model_is_left_as_it_was() -> None:
+    model = networks.vgg().train()
+    model[5].eval()
+    modes = [module.training for module in model.modules()]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for method in METHODS:
+        torch.manual_seed(7)
+        score(model, (X, Y), method)
+        assert torch.initial_seed() == 7 and torch.rand(1) == torch.rand(
+            1, generator=torch.Generator().manual_seed(7)
+        )
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(state[name], t) for name, t in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(DataError):
+        score(model, (X, Y.float()))
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_train_and_eval_mode_score_the_same() -> None:
+    model = networks.vgg()
+    expected = score(model, (X, Y)).frame
+    pd.testing.assert_frame_equal(score(model.train(), (X, Y)).frame, expected)
+
+
+@pytest.mark.parametrize("method", ["path", "l1"])
+def test_save_and_load(method: str, tmp_path: Path) -> None:
+    scores = score(networks.depthwise(), (X, Y), method)
+    path = scores.save(tmp_path / "scores.npz")
+    again = Scores.load(path)
+    pd.testing.assert_frame_equal(again.frame, scores.frame)
+    for name in ("method", "outcome", "confidence", "fingerprint", "example_shape", "notes"):
+        assert getattr(again, name) == getattr(scores, name)
+    assert repr(again) == repr(scores)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_file_layout_is_readable_without_this_package(tmp_path: Path) -> None:
+    score(networks.lenet(), (X, Y), "ablation").save(tmp_path / "scores.npz")
+    with np.load(tmp_path / "scores.npz", allow_pickle=False) as archive:
+        meta = json.loads(str(archive["meta"]))
+        assert archive["meta"].ndim == 0 and archive["layer"].dtype.kind == "U"
+        assert archive["unit"].dtype == np.int64 and archive["effect"].dtype == np.float64
+    assert meta["schema"] == 1 and meta["example_shape"] == [1, 1, 16, 16]
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="nothing"):
+        Scores.load(tmp_path / "nothing.npz")
+    (tmp_path / "text.npz").write_text("not an archive")
+    with pytest.raises(RecordError, match="text"):
+        Scores.load(tmp_path / "text.npz")
+    whole = score(networks.lenet(), X, "l1").save(tmp_path / "cut.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RecordError, match="cut"):
+        Scores.load(tmp_path / "cut.npz")
+    np.savez(tmp_path / "other.npz", values=np.zeros(3))
+    with pytest.raises(RecordError, match="other"):
+        Scores.load(tmp_path / "other.npz")
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = replace_file(tmp_path / "kept", b"old")
+
+    def fail(*paths: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        replace_file(target, b"new")
+    assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
+
+
+def test_top_and_repr() -> None:
+    scores = score(networks.lenet(), (X, Y), "ablation")
+    top = scores.top(3)
+    assert top["importance"].tolist() == sorted(scores.frame["importance"])[:-4:-1]
+    assert "28 units" in repr(scores) and "30 images" in repr(scores)
+    assert scores.notes == ("fc3 left alone: feeds the model's output",)
+
+
+@pytest.mark.parametrize("method", ["ablation", "l1"])
+def test_plot(method: str) -> None:
+    figure = score(networks.lenet(), (X, Y), method).plot()
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["conv1", "conv2", "fc1", "fc2"]
+
+
+def test_fingerprint_is_of_the_structure() -> None:
+    first, second = networks.lenet(), networks.settle(networks.LeNet(), seed=5)
+    assert fingerprint(first) == fingerprint(second) != fingerprint(networks.mlp())
+
+
+def test_path_cost_is_spread_over_the_units() -> None:
+    frame = score(networks.lenet(), (X, Y)).frame
+    assert math.isclose(frame["cost"].sum(), 4)
+
+
+def test_progress_bar_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    model = networks.lenet()
+    shown = score(model, (X, Y), "ablation", progress=True).frame
+    pd.testing.assert_frame_equal(shown, score(model, (X, Y), "ablation").frame)
+    assert "exact ablation" in capsys.readouterr().out
+
+
+def test_registered_method_and_outcome() -> None:
+    @register_outcome("largest", higher_is_better=True, needs_labels=False)
+    def largest(logits: torch.Tensor, targets: object) -> torch.Tensor:
+        return logits.amax(1)
+
+    @register_method("index", needs_data=False, needs_labels=False)
+    def index(job):  # type: ignore[no-untyped-def]
+        return {g.name: UnitScores(torch.arange(g.n_units)) for g in job.graph.groups}
+
+    try:
+        frame = score(networks.mlp(), X, "index").frame
+        assert frame["importance"].tolist() == [*range(7), *range(5)]
+        assert (score(networks.mlp(), X, "ablation", "largest").frame["category"] != "").all()
+        with pytest.raises(InvalidArgumentError, match="index"):
+            register_method("index")(index)
+        with pytest.raises(InvalidArgumentError, match="largest"):
+            register_outcome("largest")(largest)
+    finally:
+        METHODS.pop("index"), OUTCOMES.pop("largest")
+
+
+def test_registered_method_is_held_to_its_contract() -> None:
+    register_method("short", needs_data=False, needs_labels=False)(
+        lambda job: {g.name: UnitScores(torch.ones(1)) for g in job.graph.groups}
+    )
+    try:
+        with pytest.raises(InvalidArgumentError, match="short"):
+            score(networks.mlp(), X, "short")
+    finally:
+        METHODS.pop("short")
