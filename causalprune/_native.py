@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 # The extension needs libgomp; torch brings a copy under the same name, and importing torch first
 # makes that copy the only one in the process.
 import torch as _torch  # noqa: F401
@@ -30,6 +32,6 @@ with_cuda: bool = _core.with_cuda
 with_openmp: bool = _core.with_openmp
 
 # Present only in builds with CUDA kernels.
-cuda_status = getattr(_core, "cuda_status", None)
-path_effects_cuda = getattr(_core, "path_effects_cuda", None)
-path_effects_cuda_workspace = getattr(_core, "path_effects_cuda_workspace", None)
+cuda_status: Any = getattr(_core, "cuda_status", None)
+path_effects_cuda: Any = getattr(_core, "path_effects_cuda", None)
+path_effects_cuda_workspace: Any = getattr(_core, "path_effects_cuda_workspace", None)

@@ -300,7 +300,7 @@ def _digest(images: Tensor, labels: Tensor) -> str:
 @register_data("digits")
 def _digits(root: Path | None, input_shape: Shape) -> ImageSet:
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingDependencyError(
             "data set 'digits' ships with scikit-learn: pip install 'causalprune[analysis]'"

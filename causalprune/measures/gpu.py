@@ -66,7 +66,7 @@ def open_gpu() -> GpuReader:
     >>> reader.close()
     """
     try:
-        import pynvml  # type: ignore[import-untyped]
+        import pynvml
     except ImportError:
         return GpuReader(reason="nvidia-ml-py is not installed (extra: system)")
     try:

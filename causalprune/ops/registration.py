@@ -10,7 +10,7 @@ import torch
 __all__ = ["register_operator"]
 
 # Lives as long as the process: a Library takes its registrations with it when it is collected.
-_LIBRARY = torch.library.Library("causalprune", "FRAGMENT")
+_LIBRARY: Any = torch.library.Library("causalprune", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def register_operator(

@@ -1,4 +1,4 @@
-"""Plain-torch float64 oracles: the definition of every operator, written to be read, not to be fast."""
+"""Plain-torch float64 oracles: each operator's definition, written to be read, not to be fast."""
 
 from causalprune.reference.path_effects import ACTIVATIONS, path_effects
 

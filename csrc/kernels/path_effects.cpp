@@ -32,33 +32,6 @@ const PathKernels& kernels_of(Isa isa) {
     default: return kPathKernelsScalar;
   }
 }
-void check_geometry(const PathEffectsProblem& p) {
-  if (p.groups < 1) fail("groups: expected at least 1, got ", p.groups);
-  if (p.n_inputs % p.groups != 0 || p.n_outputs % p.groups != 0) {
-    fail("groups: expected a divisor of ", p.n_inputs, " input and ", p.n_outputs,
-         " output channels, got ", p.groups);
-  }
-  const auto axis = [](const char* name, std::int64_t size, std::int64_t kernel,
-                       std::int64_t stride, std::int64_t padding, std::int64_t dilation,
-                       std::int64_t out) {
-    if (kernel < 1) fail("weight: expected a kernel ", name, " of at least 1, got ", kernel);
-    if (stride < 1) fail("stride: expected at least 1, got ", stride);
-    if (padding < 0) fail("padding: expected at least 0, got ", padding);
-    if (dilation < 1) fail("dilation: expected at least 1, got ", dilation);
-    const std::int64_t reach = dilation * (kernel - 1) + 1;
-    const std::int64_t room = size + 2 * padding - reach;
-    const std::int64_t expected = room < 0 ? 0 : room / stride + 1;
-    if (expected != out) {
-      fail("pre: expected ", name, " ", expected, " for an input ", name, " of ", size, ", kernel ",
-           kernel, ", stride ", stride, ", padding ", padding, ", dilation ", dilation, "; got ",
-           out);
-    }
-  };
-  axis("height", p.height, p.kernel_height, p.stride_height, p.padding_height, p.dilation_height,
-       p.out_height);
-  axis("width", p.width, p.kernel_width, p.stride_width, p.padding_width, p.dilation_width,
-       p.out_width);
-}
 void fail_if_not_finite(const char* name, const float* data, const std::int64_t (&size)[4],
                         const std::int64_t (&stride)[4]) {
   for (std::int64_t a = 0; a < size[0]; ++a) {
@@ -106,6 +79,33 @@ AlignedArray<float> pack_weight(const PathEffectsProblem& p, const Split& s,
 
 }  // namespace
 
+void check_path_geometry(const PathEffectsProblem& p) {
+  if (p.groups < 1) fail("groups: expected at least 1, got ", p.groups);
+  if (p.n_inputs % p.groups != 0 || p.n_outputs % p.groups != 0) {
+    fail("groups: expected a divisor of ", p.n_inputs, " input and ", p.n_outputs,
+         " output channels, got ", p.groups);
+  }
+  const auto axis = [](const char* name, std::int64_t size, std::int64_t kernel,
+                       std::int64_t stride, std::int64_t padding, std::int64_t dilation,
+                       std::int64_t out) {
+    if (kernel < 1) fail("weight: expected a kernel ", name, " of at least 1, got ", kernel);
+    if (stride < 1) fail("stride: expected at least 1, got ", stride);
+    if (padding < 0) fail("padding: expected at least 0, got ", padding);
+    if (dilation < 1) fail("dilation: expected at least 1, got ", dilation);
+    const std::int64_t reach = dilation * (kernel - 1) + 1;
+    const std::int64_t room = size + 2 * padding - reach;
+    const std::int64_t expected = room < 0 ? 0 : room / stride + 1;
+    if (expected != out) {
+      fail("pre: expected ", name, " ", expected, " for an input ", name, " of ", size, ", kernel ",
+           kernel, ", stride ", stride, ", padding ", padding, ", dilation ", dilation, "; got ",
+           out);
+    }
+  };
+  axis("height", p.height, p.kernel_height, p.stride_height, p.padding_height, p.dilation_height,
+       p.out_height);
+  axis("width", p.width, p.kernel_width, p.stride_width, p.padding_width, p.dilation_width,
+       p.out_width);
+}
 Activation activation_by_name(const char* name) {
   constexpr const char* kNames[] = {"identity", "relu", "gelu", "silu", "hardswish"};
   for (int k = 0; k < 5; ++k) {
@@ -115,7 +115,7 @@ Activation activation_by_name(const char* name) {
 }
 
 void path_effects(const PathEffectsProblem& problem, Isa isa, int threads) {
-  check_geometry(problem);
+  check_path_geometry(problem);
   const std::int64_t inner = problem.n_inputs / problem.groups;
   const std::int64_t n_unit = checked_product(problem.n_images, problem.n_inputs);
   std::fill_n(problem.edge, checked_product(problem.n_outputs, inner) * kEdgeStatistics, 0.0);

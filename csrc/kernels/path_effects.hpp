@@ -59,6 +59,9 @@ struct PathEffectsProblem {
   double* unit;  // [n_images, n_inputs]
 };
 
+// Throws std::invalid_argument for sizes that do not fit together.
+void check_path_geometry(const PathEffectsProblem& problem);
+
 // Fills edge and unit. `threads` is an upper bound; small problems run on the calling thread, as
 // does everything inside an OpenMP parallel region. Throws std::invalid_argument for sizes that do
 // not fit together and for non-finite input, std::bad_alloc when the workspace cannot be had.

@@ -1,0 +1,33 @@
+"""What every test shares: where real data is, and a torchvision that imports everywhere."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+# torchvision's CUDA wheel beside a CPU-only torch fails to import because its operators are not
+# there. Declaring the two schemas it asks for is enough for models, transforms and data sets.
+_LIBRARIES = []
+try:
+    importlib.import_module("torchvision")
+except (ImportError, RuntimeError) as error:
+    if "torchvision::nms" in str(error):
+        _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
+        _LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _LIBRARIES.append(_LIBRARY)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data, or a skip with the reason."""
+    root = os.environ.get("CAUSALPRUNE_DATA")
+    if not root:
+        pytest.skip("real data: set CAUSALPRUNE_DATA to the folder that holds it")
+    if not Path(root).is_dir():
+        pytest.skip(f"real data: CAUSALPRUNE_DATA={root} is no folder")
+    return Path(root)
