@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import importlib
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ def quiet_dowhy() -> Iterator[None]:
 
 def import_dowhy() -> Any:
     """Import DoWhy where it is needed: it takes seconds."""
+    display = sys.displayhook
     with quiet_dowhy():
         try:
             importlib.import_module("dowhy.causal_refuters")
@@ -72,6 +74,9 @@ def import_dowhy() -> Any:
                 "causal analysis needs DoWhy; install the extra: "
                 f"pip install 'causalprune[analysis]' ({error})"
             ) from error
+        finally:
+            # It switches the interpreter's printing to sympy's; that is the caller's to choose.
+            sys.displayhook = display
 
 
 def identify(frame: pd.DataFrame, graph: nx.DiGraph, treatment: str, outcome: str) -> Identified:

@@ -118,6 +118,9 @@ void BorrowedTensor::take(const DlTensor& tensor, const char* dtype, int ndim,
 }
 
 bool BorrowedTensor::contiguous() const {
+  for (const std::int64_t size : shape_) {
+    if (size == 0) return true;
+  }
   std::int64_t expected = 1;
   for (std::size_t k = shape_.size(); k-- > 0;) {
     if (shape_[k] != 1 && strides_[k] != expected) return false;

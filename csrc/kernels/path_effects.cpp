@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "common/aligned_array.hpp"
@@ -92,6 +93,11 @@ void check_path_geometry(const PathEffectsProblem& p) {
     if (stride < 1) fail("stride: expected at least 1, got ", stride);
     if (padding < 0) fail("padding: expected at least 0, got ", padding);
     if (dilation < 1) fail("dilation: expected at least 1, got ", dilation);
+    // So that none of the products below leaves 64 bits.
+    constexpr std::int64_t kLimit = std::numeric_limits<std::int32_t>::max();
+    if (stride > kLimit) fail("stride: expected at most ", kLimit, ", got ", stride);
+    if (padding > kLimit) fail("padding: expected at most ", kLimit, ", got ", padding);
+    if (dilation > kLimit) fail("dilation: expected at most ", kLimit, ", got ", dilation);
     const std::int64_t reach = dilation * (kernel - 1) + 1;
     const std::int64_t room = size + 2 * padding - reach;
     const std::int64_t expected = room < 0 ? 0 : room / stride + 1;
@@ -121,7 +127,8 @@ void path_effects(const PathEffectsProblem& problem, Isa isa, int threads) {
   std::fill_n(problem.edge, checked_product(problem.n_outputs, inner) * kEdgeStatistics, 0.0);
   std::fill_n(problem.unit, n_unit, 0.0);
   if (problem.n_images == 0 || problem.n_inputs == 0 || problem.n_outputs == 0 ||
-      problem.out_height == 0 || problem.out_width == 0) {
+      problem.height == 0 || problem.width == 0 || problem.out_height == 0 ||
+      problem.out_width == 0) {
     return;
   }
   const PathEffectsProblem p = with_rows_joined(problem);

@@ -10,9 +10,9 @@ namespace {
 
 constexpr std::int64_t kTileBytes = 24 * 1024;  // prepared tile in a 32 KiB L1 cache
 constexpr std::int64_t kMaxColumns = 64;
-constexpr std::int64_t kFlushPositions = 2048;      // float32 sums stay this short
-constexpr std::int64_t kPartialBytes = 512 * 1024;  // running sums of a task within the L2 cache
-constexpr std::int64_t kInputsPerTask = 128;
+constexpr std::int64_t kFlushPositions = 2048;       // float32 sums stay this short
+constexpr std::int64_t kPartialBytes = 1024 * 1024;  // running sums of a task within the L2 cache
+constexpr std::int64_t kInputsPerTask = 256;
 constexpr std::int64_t kFewInputs = 16;   // below this, what inputs share costs more than they do
 constexpr std::int64_t kSmallImage = 16;  // fewer positions than this: tiles span images
 
@@ -70,7 +70,9 @@ Split split_of(const PathEffectsProblem& p, const PathKernels& kernels, std::int
                threads > 1 ? std::min(wanted_inputs, ceil_div(s.inputs, kFewInputs)) : 1);
   s.input_chunk = ceil_div(s.inputs, input_chunks);
   s.input_chunks = ceil_div(s.inputs, s.input_chunk);
-  const std::int64_t partial_bytes = s.input_chunk * kEdgeStatistics * kLanes * 4;
+  // By the chunk of one thread: `unit` adds these blocks up in float32, for any number of threads.
+  const std::int64_t shape_chunk = ceil_div(s.inputs, ceil_div(s.inputs, kInputsPerTask));
+  const std::int64_t partial_bytes = shape_chunk * kEdgeStatistics * kLanes * 4;
   s.blocks_at_once = std::clamp<std::int64_t>(kPartialBytes / partial_bytes, 1, s.block_chunk);
   if (s.blocks_at_once > s.tile_blocks) s.blocks_at_once -= s.blocks_at_once % s.tile_blocks;
   s.flush_images = std::max(s.tile_images, kFlushPositions / positions);

@@ -158,13 +158,12 @@ void Task::copy_inputs(std::int64_t n, std::int64_t images, std::int64_t row, st
           std::fill_n(to_row, x_columns, 0.0f);
           continue;
         }
-        const float* from_row = source + (top + y) * p.x_stride[2] + left * step;
+        const float* from_row = source + (top + y) * p.x_stride[2] + (left + from) * step;
         std::fill_n(to_row, from, 0.0f);
         if (step == 1) {
-          std::memcpy(to_row + from, from_row + from,
-                      static_cast<std::size_t>(to - from) * sizeof(float));
+          std::memcpy(to_row + from, from_row, static_cast<std::size_t>(to - from) * sizeof(float));
         } else {
-          for (std::int64_t c = from; c < to; ++c) to_row[c] = from_row[c * step];
+          for (std::int64_t c = from; c < to; ++c) to_row[c] = from_row[(c - from) * step];
         }
         finite &= all_finite(to_row + from, to - from, 1);
         std::fill_n(to_row + to, x_columns - to, 0.0f);

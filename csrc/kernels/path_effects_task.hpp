@@ -20,7 +20,8 @@ struct Workspace {
   std::vector<std::int64_t> tap_offset;
 
   Workspace(const Split& s, const PathEffectsProblem& p)
-      : x(aligned_array<float>(s.input_chunk * s.tile_images * s.x_rows * s.x_pitch)),
+      : x(aligned_array<float>(
+            checked_product(checked_product(s.input_chunk * s.tile_images, s.x_rows), s.x_pitch))),
         start(aligned_array<float>(s.tile_positions * s.tile_blocks * kLanes)),
         after(aligned_array<float>(s.tile_positions * s.tile_blocks * kLanes)),
         weighting(aligned_array<float>(s.tile_positions * s.tile_blocks * kLanes)),

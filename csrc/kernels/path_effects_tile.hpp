@@ -97,6 +97,13 @@ struct EdgeSums {
 };
 
 // ---- several taps
+// What the next input needs from the second-level cache is asked for while this one is worked on:
+// its running sums alone are as much traffic as a tile's arithmetic can hide.
+CAUSALPRUNE_INLINE void prefetch(const void* from, int bytes) {
+  const char* at = static_cast<const char*>(from);
+  CAUSALPRUNE_UNROLL for (int k = 0; k < bytes; k += 64) __builtin_prefetch(at + k);
+}
+
 // ---------------------------------------------------------------------------------
 
 // Columns output positions of one row, all taps. Taps9: the nine weights stay in registers and the
@@ -154,6 +161,10 @@ void taps(const PathTapsJob& job) {
     if constexpr (Taps9) {
       CAUSALPRUNE_UNROLL for (int tap = 0; tap < 9; ++tap) weight9[tap] = load(weight + tap * 16);
     }
+    const std::int64_t next = i + 1 < job.n_inputs ? i + 1 : i;
+    prefetch(job.partial + next * 64, 256);
+    prefetch(job.weight + next * job.n_taps * 16, Taps9 ? 576 : 64);
+    prefetch(job.unit + next * 16, 64);
     EdgeSums<Weighted, true> sums;
     for (std::int64_t row = 0; row < job.rows; ++row) {
       const float* x = job.x + i * job.x_plane + row * job.x_row_step;
@@ -193,6 +204,14 @@ CAUSALPRUNE_INLINE void pointwise_input(const PathPointwiseJob& job, std::int64_
   const std::int32_t* position = job.position + i * job.list_pitch;
   const float* value = job.value + i * job.list_pitch;
   float* unit = job.unit + i * 16;
+  const std::int64_t next = i + 1 < job.n_inputs ? i + 1 : i;
+  CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
+    prefetch(job.partial + (b * job.n_inputs + next) * 64, 256);
+    prefetch(job.weight + b * job.weight_block + next * 16, 64);
+  }
+  prefetch(job.position + next * job.list_pitch, 128);
+  prefetch(job.value + next * job.list_pitch, 128);
+  prefetch(job.unit + next * 16, 64);
   for (std::int32_t entry = 0; entry < job.count[i]; ++entry) {
     const std::int64_t at = static_cast<std::int64_t>(position[entry]) * (Blocks * 16);
     const vec16f x = broadcast(value[entry]);
