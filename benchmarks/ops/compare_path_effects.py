@@ -96,8 +96,8 @@ def main() -> None:
         record = {"commit": commit, "info": facts, "clock": "thread CPU time", "rows": rows}
         out.write_text(json.dumps(record, indent=2) + "\n")
         out.with_suffix(".md").write_text(
-            f"path_effects (ReLU, with gradient, all four statistics), one thread, CPU time, float32."
-            f"\nCommit {commit[:12]}, {facts['machine']['name']}, {facts['isa']}, "
+            "path_effects: ReLU, with gradient, all four statistics; one thread, CPU time.\n"
+            f"Commit {commit[:12]}, {facts['machine']['name']}, {facts['isa']}, "
             f"{facts['build']['compiler']}, torch {facts['versions']['torch']}.\n\n{table}"
         )
 

@@ -16,6 +16,8 @@ __all__ = ["EDGE_STATISTICS", "PathEffects", "path_effects"]
 EDGE_STATISTICS = ("sum", "abs", "square", "grad_weighted")
 ACTIVATIONS = ("gelu", "hardswish", "identity", "relu", "silu")
 
+_LARGEST = 2**31 - 1
+
 _SIGNATURE = (
     "(Tensor x, Tensor weight, Tensor pre, Tensor? grad, str activation, int[2] stride, "
     "int[2] padding, int[2] dilation, int groups) -> (Tensor, Tensor)"
@@ -117,21 +119,23 @@ def path_effects(
             f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}"
         )
     layout = _as_convolution(x, weight, pre, grad)
-    if weight.ndim == 2 and (stride, padding, dilation, groups) != (1, 0, 1, 1):
+    geometry = (
+        _pair("stride", stride, 1),
+        _pair("padding", padding, 0),
+        _pair("dilation", dilation, 1),
+    )
+    if not isinstance(groups, int) or not 1 <= groups <= _LARGEST:
+        raise InvalidArgumentError(f"groups: expected an int of at least 1, got {groups!r}")
+    if weight.ndim == 2 and (*geometry, groups) != ([1, 1], [0, 0], [1, 1], 1):
         raise InvalidArgumentError(
             "stride, padding, dilation, groups: expected their defaults for a linear layer "
             f"(weight {list(weight.shape)}), got {stride}, {padding}, {dilation}, {groups}"
         )
     try:
-        edge, unit = torch.ops.causalprune.path_effects(
-            *layout,
-            activation,
-            _pair("stride", stride),
-            _pair("padding", padding),
-            _pair("dilation", dilation),
-            groups,
-        )
+        edge, unit = torch.ops.causalprune.path_effects(*layout, activation, *geometry, groups)
     except ValueError as error:
+        if weight.ndim == 2:
+            _check_finite(x=x, weight=weight, pre=pre, grad=grad)
         raise InvalidArgumentError(str(error)) from None
     return PathEffects(edge, unit)
 
@@ -139,10 +143,12 @@ def path_effects(
 def _check_tensors(**tensors: Tensor | None) -> None:
     device = None
     for name, tensor in tensors.items():
-        if tensor is None:
+        if tensor is None and name == "grad":
             continue
         if not isinstance(tensor, Tensor):
             raise InvalidArgumentError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided:
+            raise InvalidArgumentError(f"{name}: expected a dense tensor, got {tensor.layout}")
         if tensor.dtype != torch.float32:
             raise InvalidArgumentError(f"{name}: expected dtype float32, got {tensor.dtype}")
         device = tensor.device if device is None else device
@@ -154,12 +160,29 @@ def _check_tensors(**tensors: Tensor | None) -> None:
             raise InvalidArgumentError(f"{name}: expected a CPU or CUDA tensor, got {device}")
 
 
-def _pair(name: str, value: int | tuple[int, int]) -> list[int]:
-    if isinstance(value, int):
-        return [value, value]
-    if len(value) != 2:
-        raise InvalidArgumentError(f"{name}: expected an int or two ints, got {value!r}")
-    return [int(value[0]), int(value[1])]
+def _check_finite(**tensors: Tensor | None) -> None:
+    """Name the value that the kernel refused by its place in the caller's tensor."""
+    for name, tensor in tensors.items():
+        broken = [] if tensor is None else (~tensor.isfinite()).nonzero().tolist()
+        if tensor is not None and broken:
+            value = tensor[tuple(broken[0])].item()
+            raise InvalidArgumentError(
+                f"{name}: expected finite values, got {value} at {broken[0]}"
+            )
+
+
+def _pair(name: str, value: int | tuple[int, int], least: int) -> list[int]:
+    pair = [value, value] if isinstance(value, int) else value
+    if (
+        not isinstance(pair, tuple | list)
+        or len(pair) != 2
+        or not all(isinstance(size, int) and least <= size <= _LARGEST for size in pair)
+    ):
+        raise InvalidArgumentError(
+            f"{name}: expected an int or two ints of at least {least} and below 2**31, "
+            f"got {value!r}"
+        )
+    return list(pair)
 
 
 def _as_convolution(
@@ -184,6 +207,7 @@ def _as_convolution(
             )
     if weight.ndim == 4:
         return x, weight, pre, grad
+    _check_linear_shapes(x, weight, pre, grad)
     as_image = _token_image if x.ndim == 3 else _pixel_image
     return (
         as_image(x),
@@ -191,6 +215,21 @@ def _as_convolution(
         as_image(pre),
         None if grad is None else as_image(grad),
     )
+
+
+def _check_linear_shapes(x: Tensor, weight: Tensor, pre: Tensor, grad: Tensor | None) -> None:
+    if weight.shape[1] != x.shape[-1]:
+        raise InvalidArgumentError(
+            f"weight: expected shape [O, {x.shape[-1]}] for the channels of x "
+            f"({list(x.shape)}), got {list(weight.shape)}"
+        )
+    expected = (*x.shape[:-1], weight.shape[0])
+    for name, tensor in (("pre", pre), ("grad", grad)):
+        if tensor is not None and tensor.shape != expected:
+            raise InvalidArgumentError(
+                f"{name}: expected shape {list(expected)} for x {list(x.shape)} and weight "
+                f"{list(weight.shape)}, got {list(tensor.shape)}"
+            )
 
 
 def _token_image(tokens: Tensor) -> Tensor:

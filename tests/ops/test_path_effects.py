@@ -233,6 +233,13 @@ def test_expanded_inputs(kernel: int) -> None:
     torch.testing.assert_close(with_ones.unit, without.unit, rtol=1e-6, atol=1e-5)
 
 
+def test_negated_views() -> None:
+    tensors = conv_inputs((2, 5, 6, 6), 17, (3, 3), signed=True)
+    lazy = torch.complex(tensors["x"], tensors["x"]).conj().imag
+    assert lazy.is_neg() and torch.equal(lazy, -tensors["x"])
+    assert_agrees({**tensors, "x": lazy})
+
+
 def test_views_with_an_offset() -> None:
     tensors = conv_inputs((4, 6, 8, 8), 17, (3, 3), signed=True)
     part = {name: tensor if name == "weight" else tensor[1:3] for name, tensor in tensors.items()}
@@ -310,7 +317,7 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {**geometry, "activation": draw(st.sampled_from(ACTIVATIONS))}
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(problem=problems(), with_grad=st.booleans())
 def test_random_problems_agree_with_the_oracle(
     problem: tuple[dict[str, Tensor], dict[str, Any]], with_grad: bool
