@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from causalprune.errors import InvalidArgumentError
@@ -61,12 +62,12 @@ class PairedMean:
 
 
 def student_t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t distribution, by bisection of its distribution function.
+    """Quantile of Student's t distribution.
 
     Parameters
     ----------
     probability : float
-        In (0.5, 1).
+        In (0, 1).
     degrees : int
         Degrees of freedom, at least 1.
 
@@ -80,51 +81,9 @@ def student_t_quantile(probability: float, degrees: int) -> float:
     >>> round(student_t_quantile(0.975, 10), 6)
     2.228139
     """
-    if not 0.5 < probability < 1 or degrees < 1:
+    if not 0 < probability < 1 or degrees < 1:
         raise InvalidArgumentError(
-            "probability, degrees: expected 0.5 < probability < 1 and degrees >= 1, "
+            "probability, degrees: expected 0 < probability < 1 and degrees >= 1, "
             f"got {probability}, {degrees}"
         )
-    low, high = 0.0, 1.0
-    while _upper_tail(high, degrees) > 1 - probability:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        if _upper_tail(middle, degrees) > 1 - probability:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
-
-
-def _upper_tail(t: float, degrees: int) -> float:
-    return 0.5 * _incomplete_beta(degrees / (degrees + t * t), degrees / 2, 0.5)
-
-
-def _incomplete_beta(x: float, a: float, b: float) -> float:
-    """Regularised incomplete beta function I_x(a, b)."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # the fraction converges fast only on this side of the mean
-        return 1 - _incomplete_beta(1 - x, b, a)
-    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    log_front += a * math.log(x) + b * math.log1p(-x)
-    return math.exp(log_front) / a / _beta_fraction(x, a, b)
-
-
-def _beta_fraction(x: float, a: float, b: float) -> float:
-    """Denominator of the continued fraction of I_x(a, b), by the modified Lentz algorithm."""
-    tiny = 1e-300
-    value, c, d = 1.0, 1.0, 0.0
-    for m in range(1, 2000):
-        k = m // 2
-        if m % 2:
-            term = -(a + k) * (a + b + k) * x / ((a + 2 * k) * (a + 2 * k + 1))
-        else:
-            term = k * (b - k) * x / ((a + 2 * k - 1) * (a + 2 * k))
-        d = 1 / ((1 + term * d) or tiny)
-        c = (1 + term / c) or tiny
-        value *= c * d
-        if abs(c * d - 1) < 1e-15:
-            break
-    return value
+    return float(stdtrit(degrees, probability))
