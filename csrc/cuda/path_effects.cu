@@ -67,8 +67,7 @@ Chunks chunks_of(std::int64_t n_images, std::int64_t n_inputs, std::int64_t n_ou
   return c;
 }
 
-// ---- activations: phi, and d = change(start - c, after) as on the CPU; NaN stays NaN
-// ---------------
+// ---- activations: phi, and d = change(start - c, after) as on the CPU; NaN stays NaN ----
 
 __device__ float larger(float a, float b) { return !(a <= b) ? a : b; }
 __device__ float rectified(float a) { return !(a <= 0.0f) ? a : 0.0f; }
@@ -113,8 +112,7 @@ __device__ float change(float remaining, float after) {
   }
 }
 
-// ---- sums over a block
-// ----------------------------------------------------------------------------
+// ---- sums over a block ----
 
 // The sum over all threads, in thread 0. `scratch` has kWarps entries.
 template <class T>
@@ -131,8 +129,7 @@ __device__ T block_sum(T value, T* scratch) {
   return total;
 }
 
-// ---- the kernel
-// -----------------------------------------------------------------------------------
+// ---- the kernel ----
 
 struct Tile {
   std::int64_t group, input, n_inputs;  // first input of the tile within its group, and how many

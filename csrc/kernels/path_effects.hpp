@@ -67,8 +67,7 @@ void check_path_geometry(const PathEffectsProblem& problem);
 // not fit together and for non-finite input, std::bad_alloc when the workspace cannot be had.
 void path_effects(const PathEffectsProblem& problem, Isa isa, int threads);
 
-// ---- what each instruction set provides
-// -----------------------------------------------------------
+// ---- what each instruction set provides ----
 
 // One tile: a block of output positions and one block of 16 output channels, prepared.
 struct PathTile {

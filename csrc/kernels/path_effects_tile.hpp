@@ -96,15 +96,7 @@ struct EdgeSums {
   }
 };
 
-// ---- several taps
-// What the next input needs from the second-level cache is asked for while this one is worked on:
-// its running sums alone are as much traffic as a tile's arithmetic can hide.
-CAUSALPRUNE_INLINE void prefetch(const void* from, int bytes) {
-  const char* at = static_cast<const char*>(from);
-  CAUSALPRUNE_UNROLL for (int k = 0; k < bytes; k += 64) __builtin_prefetch(at + k);
-}
-
-// ---------------------------------------------------------------------------------
+// ---- several taps ----
 
 // Columns output positions of one row, all taps. Taps9: the nine weights stay in registers and the
 // rows are pitch apart; otherwise taps are read from the lists.
@@ -161,10 +153,6 @@ void taps(const PathTapsJob& job) {
     if constexpr (Taps9) {
       CAUSALPRUNE_UNROLL for (int tap = 0; tap < 9; ++tap) weight9[tap] = load(weight + tap * 16);
     }
-    const std::int64_t next = i + 1 < job.n_inputs ? i + 1 : i;
-    prefetch(job.partial + next * 64, 256);
-    prefetch(job.weight + next * job.n_taps * 16, Taps9 ? 576 : 64);
-    prefetch(job.unit + next * 16, 64);
     EdgeSums<Weighted, true> sums;
     for (std::int64_t row = 0; row < job.rows; ++row) {
       const float* x = job.x + i * job.x_plane + row * job.x_row_step;
@@ -192,8 +180,7 @@ void taps_of(const PathTapsJob& job) {
   }
 }
 
-// ---- one tap
-// --------------------------------------------------------------------------------------
+// ---- one tap ----
 
 template <class Phi, bool Weighted, bool NeedsAbs, bool Slots, int Blocks>
 CAUSALPRUNE_INLINE void pointwise_input(const PathPointwiseJob& job, std::int64_t i) {
@@ -204,15 +191,8 @@ CAUSALPRUNE_INLINE void pointwise_input(const PathPointwiseJob& job, std::int64_
   const std::int32_t* position = job.position + i * job.list_pitch;
   const float* value = job.value + i * job.list_pitch;
   float* unit = job.unit + i * 16;
-  const std::int64_t next = i + 1 < job.n_inputs ? i + 1 : i;
-  CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
-    prefetch(job.partial + (b * job.n_inputs + next) * 64, 256);
-    prefetch(job.weight + b * job.weight_block + next * 16, 64);
-  }
-  prefetch(job.position + next * job.list_pitch, 128);
-  prefetch(job.value + next * job.list_pitch, 128);
-  prefetch(job.unit + next * 16, 64);
-  for (std::int32_t entry = 0; entry < job.count[i]; ++entry) {
+  const std::int32_t count = job.count[i];
+  for (std::int32_t entry = 0; entry < count; ++entry) {
     const std::int64_t at = static_cast<std::int64_t>(position[entry]) * (Blocks * 16);
     const vec16f x = broadcast(value[entry]);
     CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
@@ -274,8 +254,7 @@ void prepare_of(std::int64_t n_positions, float* start, float* after) {
   }
 }
 
-// ---- bringing a tile in
-// ---------------------------------------------------------------------------
+// ---- bringing a tile in ----
 
 // n positions of up to sixteen channels, [lanes, n] to [n, to_step]; missing lanes become zero.
 inline bool gather_tile(const float* from, std::int64_t channel_step, int lanes, std::int64_t n,
@@ -317,8 +296,7 @@ inline bool list_nonzero(const PathListJob& job) {
   return finite;
 }
 
-// ---- choosing the activation
-// ----------------------------------------------------------------------
+// ---- choosing the activation ----
 
 #define CAUSALPRUNE_BY_ACTIVATION(function, ...)                                    \
   switch (activation) {                                                             \
