@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from causalprune.analysis import wording
 from causalprune.errors import InvalidArgumentError, RecordError
-from causalprune.experiments.records import read_json, write_text
+from causalprune.experiments.records import read_json
+from causalprune.files import replace_file
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -333,7 +334,7 @@ def load_analyses(path: str | Path) -> tuple[AnalysisResult, ...]:
 def _write(path: str | Path, text: str) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, text)
+    replace_file(target, text)
     return target
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from causalprune.errors import RecordError
+from causalprune.files import replace_file
 
 __all__ = [
     "MEASURED_COLUMNS",
@@ -26,7 +26,6 @@ __all__ = [
     "read_json",
     "read_trials",
     "write_json",
-    "write_text",
     "write_trials",
 ]
 
@@ -213,37 +212,12 @@ def write_trials(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]
         if unknown:
             raise RecordError(f"row of trial {row.get('trial')}: unknown columns {unknown}")
     frame = pd.DataFrame([dict(row) for row in rows], columns=_NAMES, dtype=object)
-    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file in one step: temporary file beside it, flush, rename.
-
-    Parameters
-    ----------
-    path : path-like
-        The file; its folder must exist.
-    text : str
-        What it shall hold, as UTF-8.
-    """
-    target = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes private files; a record is as readable as any other file one writes.
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    replace_file(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as indented JSON in one step; NaN is an error, not a token."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    replace_file(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -282,13 +256,6 @@ def _typed(values: pd.Series[str], column: Column, file: Path) -> pd.Series[Any]
     if column.kind == "int" and bool(present.all()):
         return numbers.astype("int64")
     return numbers
-
-
-def _umask() -> int:
-    # The only way to read it is to set it; the window is two system calls wide.
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _one_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from causalprune.errors import DataError
-from causalprune.scoring.files import replace_file
+from causalprune.files import replace_file
 
 __all__ = ["load_weights", "save_weights", "sha256_of"]
 

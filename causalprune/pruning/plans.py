@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from causalprune.errors import RecordError
+from causalprune.files import replace_file
 from causalprune.pruning.footprint import Footprint
-from causalprune.scoring.files import replace_file
 
 __all__ = ["Plan", "PlanRow"]
 

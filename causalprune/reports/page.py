@@ -16,7 +16,7 @@ from causalprune.errors import (
     MissingDependencyError,
     OutputExistsError,
 )
-from causalprune.experiments.records import write_text
+from causalprune.files import replace_file
 from causalprune.reports import figures, story
 from causalprune.reports.graph_figure import causal_graph
 from causalprune.reports.sources import ScoreTable, Source, read_source
@@ -100,7 +100,7 @@ def report(
     html = template.render(**_context(source, results, problems))
     target.parent.mkdir(parents=True, exist_ok=True)
     # A number and its percent sign belong on one line.
-    write_text(target, html.replace(" %", "\N{NO-BREAK SPACE}%"))
+    replace_file(target, html.replace(" %", "\N{NO-BREAK SPACE}%"))
     return target
 
 

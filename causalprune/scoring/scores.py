@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from causalprune.errors import MissingDependencyError, RecordError
-from causalprune.scoring.files import replace_file
+from causalprune.files import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd

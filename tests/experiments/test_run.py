@@ -195,7 +195,6 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     from causalprune.experiments import RunConfig, records, run_experiment
-    from causalprune.scoring import files
 
     out, name, survive = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     replace, seen = os.replace, []

@@ -22,6 +22,7 @@ from causalprune.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
+from causalprune.files import replace_file
 from causalprune.scoring import (
     METHODS,
     OUTCOMES,
@@ -32,7 +33,6 @@ from causalprune.scoring import (
     register_outcome,
     score,
 )
-from causalprune.scoring.files import replace_file
 from causalprune.scoring.intervals import PairedMean, student_t_quantile
 
 X, Y = networks.images(30), networks.targets(30)
