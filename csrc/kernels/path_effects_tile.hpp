@@ -11,12 +11,14 @@ namespace causalprune::CAUSALPRUNE_ISA_NAMESPACE {
 // after). `monotone`: with x >= 0 every d of an edge has the sign of -weight, so sum |d| = |sum d|.
 struct Identity {
   static constexpr bool monotone = true;
+  static constexpr int columns = kColumns;
   static CAUSALPRUNE_INLINE void prepare(vec16f& start, vec16f& after) { start = after = zero(); }
   static CAUSALPRUNE_INLINE vec16f change(vec16f remaining, vec16f) { return remaining; }
 };
 
 struct Relu {
   static constexpr bool monotone = true;
+  static constexpr int columns = kColumns;
   static CAUSALPRUNE_INLINE void prepare(vec16f& start, vec16f& after) {
     after = sub(zero(), max(start, zero()));
     start = min(start, zero());
@@ -29,6 +31,7 @@ struct Relu {
 template <class Phi>
 struct Smooth {
   static constexpr bool monotone = false;
+  static constexpr int columns = kColumns < 2 ? kColumns : 2;
   static CAUSALPRUNE_INLINE void prepare(vec16f& start, vec16f& after) {
     after = Phi::value(start);
   }
@@ -158,13 +161,13 @@ void taps(const PathTapsJob& job) {
       const float* x = job.x + i * job.x_plane + row * job.x_row_step;
       const std::int64_t first = row * job.columns;
       std::int64_t column = 0;
-      for (; column + kColumns <= job.columns; column += kColumns) {
-        taps_columns<Phi, Weighted, Taps9, kColumns>(
+      for (; column + Phi::columns <= job.columns; column += Phi::columns) {
+        taps_columns<Phi, Weighted, Taps9, Phi::columns>(
             job, weight9, weight, x + column * job.x_column_step, first + column, sums);
       }
-      taps_rest<Phi, Weighted, Taps9, kColumns - 1>(job, weight9, weight,
-                                                    x + column * job.x_column_step, first + column,
-                                                    job.columns - column, sums);
+      taps_rest<Phi, Weighted, Taps9, Phi::columns - 1>(job, weight9, weight,
+                                                        x + column * job.x_column_step,
+                                                        first + column, job.columns - column, sums);
     }
     sums.flush(job.partial + i * 64, job.unit + i * 16);
   }
@@ -173,11 +176,13 @@ void taps(const PathTapsJob& job) {
 template <class Phi>
 void taps_of(const PathTapsJob& job) {
   const bool weighted = job.tile.weighting != nullptr;
-  if (job.dense_3x3) {
-    weighted ? taps<Phi, true, true>(job) : taps<Phi, false, true>(job);
-  } else {
-    weighted ? taps<Phi, true, false>(job) : taps<Phi, false, false>(job);
+  if constexpr (Phi::monotone) {
+    if (job.dense_3x3) {
+      weighted ? taps<Phi, true, true>(job) : taps<Phi, false, true>(job);
+      return;
+    }
   }
+  weighted ? taps<Phi, true, false>(job) : taps<Phi, false, false>(job);
 }
 
 // ---- one tap ----
