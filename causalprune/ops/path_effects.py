@@ -98,7 +98,9 @@ def path_effects(
     -----
     Source: the local edge intervention of Ahmad, Béreux, Baret et al. 2023 ("Causal analysis for
     robust interpretability"), all edges at once; agrees with the float64 definition in
-    :func:`causalprune.reference.path_effects` to 1e-5 of the sum of absolute effects.
+    :func:`causalprune.reference.path_effects` to 1e-5 of the edge's sum of absolute effects plus
+    1e-6 of the layer's largest (float32 cancellation, for edges of nearly no weight under a smooth
+    activation).
     Not differentiable: scores are read, not trained through.
 
     Examples

@@ -13,11 +13,13 @@
 // behind a ReLU) is skipped: its d is zero for every output.
 //
 // Accumulators. float32 inside a tile and over at most kFlushPositions positions, then float64.
-// Tolerance: 1e-5 of the sum of |d| (respectively of |grad d|) against a float64 oracle; float32
-// rounding of c and d gives about 1e-6.
+// Tolerance against a float64 oracle: 1e-5 of the edge's own sum of |d| (of |grad d|, of d^2) plus
+// 1e-6 of the layer's largest. The second part is float32 cancellation in phi(pre - c) - phi(pre),
+// which an edge of nearly no weight cannot escape under a smooth phi; ReLU avoids it.
 //
 // Limits. Sizes are int64 and checked; inputs must be finite. Never materialises [N, O, I, P]:
-// workspace is bounded by the tile (workspace_bytes below), about 1 MiB a thread.
+// workspace is bounded by the tile and the running sums of one task, under 2 MiB a thread, plus a
+// copy of the weight.
 //
 // Determinism. Work is split by shape alone, every output has one owner and one order of summation:
 // the same bits for any number of threads. Thread safety: no state; concurrent calls are
