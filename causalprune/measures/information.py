@@ -10,7 +10,7 @@ from causalprune.measures.machine import machine_info
 
 __all__ = ["info"]
 
-_REQUIRED = ("torch", "numpy", "pandas", "rich", "typer")
+_REQUIRED = ("torch", "numpy", "pandas", "rich", "scipy", "typer")
 _OPTIONAL = (
     "dowhy",
     "econml",
@@ -33,7 +33,8 @@ def info() -> dict[str, Any]:
     -------
     dict
         JSON-able. ``version``; ``build`` (the native core's version, compiler, whether it has
-        OpenMP and CUDA kernels); ``isa`` (the instruction set that the kernels use) and
+        OpenMP and CUDA kernels, and, with those, how many devices the CUDA runtime sees or why it
+        sees none); ``isa`` (the instruction set that the kernels use) and
         ``available_isas``; ``machine`` (see ``machine_info``); ``versions`` by distribution, None
         for an optional one that is not installed.
 
@@ -50,12 +51,20 @@ def info() -> dict[str, Any]:
             "compiler": _native.compiler,
             "openmp": _native.with_openmp,
             "cuda": _native.with_cuda,
+            **_cuda_devices(),
         },
         "isa": _native.chosen_isa(),
         "available_isas": list(_native.available_isas()),
         "machine": machine_info(),
         "versions": {name: _version(name) for name in (*_REQUIRED, *_OPTIONAL)},
     }
+
+
+def _cuda_devices() -> dict[str, Any]:
+    if not _native.with_cuda:
+        return {}
+    _, devices, message = _native.cuda_status()
+    return {"cuda_devices": devices, "cuda_message": message or None}
 
 
 def _version(distribution: str) -> str | None:
