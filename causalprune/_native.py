@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 # The extension needs libgomp; torch brings a copy under the same name, and importing torch first
 # makes that copy the only one in the process.
 import torch as _torch  # noqa: F401
 
-from causalprune import _core
+from causalprune.errors import MissingDependencyError
+
+try:
+    from causalprune import _core
+except ImportError as error:
+    raise MissingDependencyError(
+        f"the compiled extension of causalprune cannot be imported from {Path(__file__).parent} "
+        f"({error}). In the source folder Python finds the sources before the installed package: "
+        "start it elsewhere, or install with pip install -e ."
+    ) from error
 
 __all__ = [
     "available_isas",

@@ -22,6 +22,13 @@ except (ImportError, RuntimeError) as error:
         _LIBRARIES.append(_LIBRARY)
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every test in an empty folder: nothing is littered, and what a test starts imports the
+    installed package, not the sources beside it."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data, or a skip with the reason."""
