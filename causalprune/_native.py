@@ -9,7 +9,7 @@ from typing import Any
 # makes that copy the only one in the process.
 import torch as _torch  # noqa: F401
 
-from causalprune.errors import MissingDependencyError
+from causalprune.errors import InvalidArgumentError, MissingDependencyError
 
 try:
     from causalprune import _core
@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 available_isas = _core.available_isas
-chosen_isa = _core.chosen_isa
 compiler: str = _core.compiler
 path_effects = _core.path_effects
 version: str = _core.version
@@ -45,3 +44,17 @@ with_openmp: bool = _core.with_openmp
 cuda_status: Any = getattr(_core, "cuda_status", None)
 path_effects_cuda: Any = getattr(_core, "path_effects_cuda", None)
 path_effects_cuda_workspace: Any = getattr(_core, "path_effects_cuda_workspace", None)
+
+
+def chosen_isa() -> str:
+    """Name the instruction set in use: the fastest, or what CAUSALPRUNE_ISA asks for.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If CAUSALPRUNE_ISA names one that is unknown or cannot run here.
+    """
+    try:
+        return _core.chosen_isa()
+    except ValueError as error:
+        raise InvalidArgumentError(str(error)) from None

@@ -120,6 +120,8 @@ def run(
             analyses = _analyses(result, settings.seed, _QUICK_SIMULATIONS if quick else None)
             report_path = _report(result, analyses)
     _print_result(result, analyses, report_path)
+    if result.n_failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -240,7 +242,10 @@ def _print_result(
     console = Console()
     console.print(_result_table(result.trials))
     if result.n_failed:
-        print(f"{result.n_failed} trials failed: {'; '.join(result.failures)}")
+        print(
+            f"{result.n_failed} trials failed (--resume tries them again): "
+            f"{'; '.join(result.failures)}"
+        )
     for analysis in analyses[:1]:
         print(analysis.headline)
     # Not through the console: a path must not be wrapped.

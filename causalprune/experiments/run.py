@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from causalprune import _native
 from causalprune.errors import InvalidArgumentError, RecordError
 from causalprune.experiments.config import RunConfig
 from causalprune.experiments.datasets import data_source, load_data
@@ -140,6 +141,7 @@ def run_experiment(
     >>> result.trials.sort_values("trial")[["method", "ratio", "status"]].values.tolist()
     [['l1', 0.0, 'ok'], ['l1', 0.5, 'ok']]
     """
+    _native.chosen_isa()  # a wrong CAUSALPRUNE_ISA ends the run here, not every trial
     config = _filled_in(config)
     given = weight_files(weights, config.checkpoints)
     device = _device(config.device)

@@ -193,6 +193,36 @@ def test_when_every_trial_fails_the_reason_is_the_message(
     assert (read_trials(tmp_path / "run")["status"] == "failed").all()
 
 
+def test_when_some_trials_fail_the_report_is_there_and_the_exit_code_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("dowhy", reason="the analysis needs dowhy (extra: analysis)")
+    from causalprune.experiments import trial as module
+
+    whole = module.plan
+
+    def brittle(model: object, scores: object, ratio: float, *rest: object, **options: object):
+        if ratio > 0.7:
+            raise RuntimeError("no such luck")
+        return whole(model, scores, ratio, *rest, **options)
+
+    monkeypatch.setattr(module, "plan", brittle)
+    result = _run("run", "--quick", *TINY, "--out", str(tmp_path / "run"))
+    assert result.exit_code == 1, result.output
+    assert "4 trials failed (--resume tries them again): 4 x RuntimeError" in result.output
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_wrong_instruction_set_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAUSALPRUNE_ISA", "sse9")
+    line = _refused("run", *TINY, "--out", str(tmp_path / "run"))
+    assert "CAUSALPRUNE_ISA: expected one of scalar" in line and "'sse9'" in line
+    assert not (tmp_path / "run").exists()
+    assert "CAUSALPRUNE_ISA" in _refused("info")
+
+
 def test_info_shows_build_machine_and_versions() -> None:
     result = _run("info")
     assert result.exit_code == 0, result.output
