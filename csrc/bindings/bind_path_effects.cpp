@@ -57,13 +57,14 @@ struct Borrowed {
     p.out_width = pre.size(3);
     pre.expect_shape({p.n_images, p.n_outputs, p.out_height, p.out_width},
                      "[N, O, Ho, Wo] for the images of x and the outputs of weight");
-    if (grad) grad->expect_shape(pre.shape(), "that of pre");
     edge.expect_shape({p.n_outputs, p.n_inputs / groups, kEdgeStatistics}, "[O, I / groups, 4]");
     unit.expect_shape({p.n_images, p.n_inputs}, "[N, I]");
     std::tie(p.stride_height, p.stride_width) = std::tuple_cat(stride);
     std::tie(p.padding_height, p.padding_width) = std::tuple_cat(padding);
     std::tie(p.dilation_height, p.dilation_width) = std::tuple_cat(dilation);
     p.groups = groups;
+    check_path_geometry(p);  // before grad is held against pre: the one at fault is named
+    if (grad) grad->expect_shape(pre.shape(), "that of pre");
     p.activation = activation_by_name(activation.c_str());
     p.x = x.floats();
     p.weight = weight.floats();

@@ -270,6 +270,19 @@ __global__ void add_parts(const double* partial, std::int64_t parts, std::int64_
   }
 }
 
+using Accumulate = void (*)(PathEffectsProblem, Chunks, double*, double*);
+
+Accumulate accumulate_of(Activation activation) {
+  switch (activation) {
+    case Activation::relu: return accumulate<Activation::relu>;
+    case Activation::gelu: return accumulate<Activation::gelu>;
+    case Activation::silu: return accumulate<Activation::silu>;
+    case Activation::hardswish: return accumulate<Activation::hardswish>;
+    case Activation::identity: break;
+  }
+  return accumulate<Activation::identity>;
+}
+
 void launch(const PathEffectsProblem& p, const Chunks& c, double* edge_partial,
             double* unit_partial, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(p.groups * c.input_tiles),
@@ -280,28 +293,8 @@ void launch(const PathEffectsProblem& p, const Chunks& c, double* edge_partial,
          p.kernel_height * p.kernel_width);
   }
   const std::size_t shared = static_cast<std::size_t>(floats) * sizeof(float);
-  switch (p.activation) {
-    case Activation::identity:
-      accumulate<Activation::identity>
-          <<<grid, kThreads, shared, stream>>>(p, c, edge_partial, unit_partial);
-      break;
-    case Activation::relu:
-      accumulate<Activation::relu>
-          <<<grid, kThreads, shared, stream>>>(p, c, edge_partial, unit_partial);
-      break;
-    case Activation::gelu:
-      accumulate<Activation::gelu>
-          <<<grid, kThreads, shared, stream>>>(p, c, edge_partial, unit_partial);
-      break;
-    case Activation::silu:
-      accumulate<Activation::silu>
-          <<<grid, kThreads, shared, stream>>>(p, c, edge_partial, unit_partial);
-      break;
-    case Activation::hardswish:
-      accumulate<Activation::hardswish>
-          <<<grid, kThreads, shared, stream>>>(p, c, edge_partial, unit_partial);
-      break;
-  }
+  const Accumulate kernel = accumulate_of(p.activation);
+  kernel<<<grid, kThreads, shared, stream>>>(p, c, edge_partial, unit_partial);
   check(cudaGetLastError(), "path_effects");
 }
 

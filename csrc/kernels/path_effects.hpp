@@ -15,7 +15,7 @@
 // Accumulators. float32 inside a tile and over at most kFlushPositions positions, then float64.
 // Tolerance against a float64 oracle: 1e-5 of the edge's own sum of |d| (of |grad d|, of d^2) plus
 // 1e-6 of the layer's largest. The second part is float32 cancellation in phi(pre - c) - phi(pre),
-// which an edge of nearly no weight cannot escape under a smooth phi; ReLU avoids it.
+// which an edge of nearly no weight cannot escape under a smooth phi; under ReLU it hardly shows.
 //
 // Limits. Sizes are int64 and checked; inputs must be finite. Never materialises [N, O, I, P]:
 // workspace is bounded by the tile and the running sums of one task, under 2 MiB a thread, plus a

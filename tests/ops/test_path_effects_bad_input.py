@@ -17,40 +17,24 @@ from causalprune.ops import path_effects
 ARGUMENTS = ("x", "weight", "pre", "grad")
 
 
+def ones(*shapes: tuple[int, ...]) -> dict[str, Tensor]:
+    return {name: torch.ones(shape) for name, shape in zip(ARGUMENTS, shapes, strict=True)}
+
+
 def conv_inputs() -> dict[str, Tensor]:
-    return {
-        "x": torch.ones(2, 6, 5, 7),
-        "weight": torch.ones(4, 6, 3, 3),
-        "pre": torch.ones(2, 4, 3, 5),
-        "grad": torch.ones(2, 4, 3, 5),
-    }
+    return ones((2, 6, 5, 7), (4, 6, 3, 3), (2, 4, 3, 5), (2, 4, 3, 5))
 
 
 def pointwise_inputs() -> dict[str, Tensor]:
-    return {
-        "x": torch.ones(2, 6, 5, 7),
-        "weight": torch.ones(4, 6, 1, 1),
-        "pre": torch.ones(2, 4, 5, 7),
-        "grad": torch.ones(2, 4, 5, 7),
-    }
+    return ones((2, 6, 5, 7), (4, 6, 1, 1), (2, 4, 5, 7), (2, 4, 5, 7))
 
 
 def linear_inputs() -> dict[str, Tensor]:
-    return {
-        "x": torch.ones(2, 6),
-        "weight": torch.ones(4, 6),
-        "pre": torch.ones(2, 4),
-        "grad": torch.ones(2, 4),
-    }
+    return ones((2, 6), (4, 6), (2, 4), (2, 4))
 
 
 def token_inputs() -> dict[str, Tensor]:
-    return {
-        "x": torch.ones(2, 9, 6),
-        "weight": torch.ones(4, 6),
-        "pre": torch.ones(2, 9, 4),
-        "grad": torch.ones(2, 9, 4),
-    }
+    return ones((2, 9, 6), (4, 6), (2, 9, 4), (2, 9, 4))
 
 
 LAYERS = (conv_inputs, pointwise_inputs, linear_inputs, token_inputs)
@@ -70,7 +54,9 @@ def refused(name: str, *parts: str, **arguments: Any) -> str:
 
 @pytest.mark.parametrize("inputs", LAYERS)
 def test_the_inputs_are_fine_as_they_are(inputs: Callable[[], dict[str, Tensor]]) -> None:
-    path_effects(**inputs())
+    effects = path_effects(**inputs())
+    assert effects.edge.shape == (4, 6, 4) and effects.unit.shape == (2, 6)
+    assert (effects.unit < 0).all()  # every cut takes a positive contribution away
 
 
 # ---- what a tensor is ----------------------------------------------------------------------------
@@ -129,24 +115,26 @@ def test_number_of_dimensions(inputs: Callable[[], dict[str, Tensor]], name: str
     refused(at_fault, **tensors)
 
 
-@pytest.mark.parametrize("dimension", [0, 1, 2, 3])
-@pytest.mark.parametrize("name", ["weight", "pre", "grad"])
-@pytest.mark.parametrize("inputs", LAYERS)
+SIZES = [
+    (inputs, name, dimension)
+    for inputs in LAYERS
+    for name in ("weight", "pre", "grad")
+    for dimension in range(inputs()[name].ndim)
+]
+
+
+@pytest.mark.parametrize(("inputs", "name", "dimension"), SIZES)
 @pytest.mark.parametrize("change", [-1, 1])
 def test_sizes(
     inputs: Callable[[], dict[str, Tensor]], name: str, dimension: int, change: int
 ) -> None:
     tensors = inputs()
     shape = list(tensors[name].shape)
-    if dimension >= len(shape):
-        return
     shape[dimension] += change
     if min(shape) == 0 and name == "weight" and dimension > 1:
         refused("weight", "kernel", **{**tensors, name: torch.ones(shape)})
         return
     tensors[name] = torch.ones(shape)
-    if name == "pre":
-        del tensors["grad"]  # it no longer fits pre, and would be named instead
     # A weight of other outputs or another kernel is one that pre does not fit.
     at_fault = "pre" if name == "weight" and dimension != 1 else name
     message = refused(at_fault, "expected", "got", **tensors)
