@@ -33,6 +33,7 @@ const PathKernels& kernels_of(Isa isa) {
     default: return kPathKernelsScalar;
   }
 }
+
 void fail_if_not_finite(const char* name, const float* data, const std::int64_t (&size)[4],
                         const std::int64_t (&stride)[4]) {
   for (std::int64_t a = 0; a < size[0]; ++a) {
@@ -62,6 +63,7 @@ void fail_not_finite(const PathEffectsProblem& p) {
   fail_if_not_finite("pre", p.pre, out_size, p.pre_stride);
   if (p.grad != nullptr) fail_if_not_finite("grad", p.grad, out_size, p.grad_stride);
 }
+
 // [groups, blocks, inputs, taps, 16], zero in the lanes beyond the last output.
 AlignedArray<float> pack_weight(const PathEffectsProblem& p, const Split& s,
                                 const PathKernels& kernels) {
@@ -112,6 +114,7 @@ void check_path_geometry(const PathEffectsProblem& p) {
   axis("width", p.width, p.kernel_width, p.stride_width, p.padding_width, p.dilation_width,
        p.out_width);
 }
+
 Activation activation_by_name(const char* name) {
   constexpr const char* kNames[] = {"identity", "relu", "gelu", "silu", "hardswish"};
   for (int k = 0; k < 5; ++k) {

@@ -38,6 +38,7 @@ PathEffectsProblem with_rows_joined(PathEffectsProblem p) {
   p.height = p.out_height = 1;
   return p;
 }
+
 Split split_of(const PathEffectsProblem& p, const PathKernels& kernels, std::int64_t threads) {
   Split s{};
   s.inputs = p.n_inputs / p.groups;

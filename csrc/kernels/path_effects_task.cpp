@@ -16,6 +16,7 @@ bool all_finite(const float* data, std::int64_t n, std::int64_t step) {
   }
   return found == 0;
 }
+
 bool Task::run(std::int64_t index) {
   const std::int64_t input_part = index % s.input_chunks;
   const std::int64_t rest = index / s.input_chunks;

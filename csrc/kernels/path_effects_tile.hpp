@@ -316,9 +316,11 @@ inline void prepare_tile(Activation activation, std::int64_t n_positions, float*
                          float* after) {
   CAUSALPRUNE_BY_ACTIVATION(prepare_of, n_positions, start, after)
 }
+
 inline void taps_tile(Activation activation, const PathTapsJob& job) {
   CAUSALPRUNE_BY_ACTIVATION(taps_of, job)
 }
+
 inline void pointwise_tile(Activation activation, const PathPointwiseJob& job) {
   CAUSALPRUNE_BY_ACTIVATION(pointwise_of, job)
 }
