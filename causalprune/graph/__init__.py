@@ -6,16 +6,21 @@ intervenes on exactly what pruning would take away.
 """
 
 from causalprune.graph.capture import capture
-from causalprune.graph.intervene import removed
+from causalprune.graph.intervene import INTERVENTIONS, removed
+from causalprune.graph.interventions import Interventions
 from causalprune.graph.replay import CONSUMER_INPUT, Replay, Suffix
 from causalprune.graph.trace import evaluating, trace
-from causalprune.graph.units import Consumer, ConsumerSite, UnitGraph, UnitGroup
+from causalprune.graph.units import Consumer, ConsumerSite, Owned, Span, UnitGraph, UnitGroup
 
 __all__ = [
     "CONSUMER_INPUT",
+    "INTERVENTIONS",
     "Consumer",
     "ConsumerSite",
+    "Interventions",
+    "Owned",
     "Replay",
+    "Span",
     "Suffix",
     "UnitGraph",
     "UnitGroup",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
@@ -12,14 +13,14 @@ from causalprune.graph.flow import Flow, Space, Walk
 from causalprune.graph.rules import describe, refuse_inputs, rule_of
 from causalprune.graph.sites import site_of
 from causalprune.graph.trace import shape_of, trace_shapes
-from causalprune.graph.units import ConsumerSite, UnitGraph, UnitGroup
+from causalprune.graph.units import Consumer, ConsumerSite, Owned, Span, UnitGraph, UnitGroup
 
 __all__ = ["capture"]
 
 _SLICED = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def capture(model: nn.Module, example: Tensor) -> UnitGraph:
+def capture(model: nn.Module, example: Tensor, *, units: str = "groups") -> UnitGraph:
     """Find the units of a network that can be removed, and who reads them.
 
     The network is traced with torch.fx in eval mode (and put back into the mode it was in) and
@@ -139,17 +140,26 @@ def _assemble(walk: Walk, sites: dict[str, ConsumerSite], positions: dict[str, i
         groups.append(
             UnitGroup(
                 name=space.producers[0],
-                producers=tuple(space.producers),
                 kind="filter" if "filter" in space.kinds else "hidden",
                 n_units=space.n_units,
-                norms=tuple(space.norms),
-                depthwise=tuple(space.depthwise),
-                consumers=tuple(space.consumers),
+                owned=tuple(_owned(space)),
+                consumers=tuple(_spanned(c, space.n_units) for c in space.consumers),
             )
         )
     read = {consumer.layer for group in groups for consumer in group.consumers}
     kept = {layer: site for layer, site in sites.items() if layer in read}
     return UnitGraph(tuple(groups), refused, kept, positions)
+
+
+def _owned(space: Space) -> list[Owned]:
+    layers = {"producer": space.producers, "norm": space.norms, "depthwise": space.depthwise}
+    whole = (Span(0, space.n_units, 0),)
+    return [Owned(name, role, whole) for role, names in layers.items() for name in names]
+
+
+def _spanned(consumer: Consumer, n_units: int) -> Consumer:
+    width = consumer.features_per_unit
+    return replace(consumer, spans=(Span(0, n_units, 0, width, width),))
 
 
 def _structural_refusal(space: Space) -> str:

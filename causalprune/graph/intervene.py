@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from causalprune.errors import InvalidArgumentError
 from causalprune.graph.units import Consumer, UnitGraph, UnitGroup
 
-__all__ = ["check_units", "columns_of", "removed", "zero_columns"]
+INTERVENTIONS = ("zero", "mean", "resample")
+"""Values that do() can give a unit."""
+
+__all__ = ["INTERVENTIONS", "check_units", "removed", "zero_columns"]
 
 
 def check_units(group: UnitGroup, units: Sequence[int], argument: str = "units") -> list[int]:
@@ -26,20 +28,12 @@ def check_units(group: UnitGroup, units: Sequence[int], argument: str = "units")
     return chosen
 
 
-def columns_of(consumer: Consumer, units: Sequence[int]) -> Tensor:
-    """Input columns [len(units) * features_per_unit], int64, that `units` occupy there."""
-    width = consumer.features_per_unit
-    first = torch.as_tensor(list(units), dtype=torch.int64)[:, None] * width
-    return (first + torch.arange(width)).flatten()
-
-
 def zero_columns(value: Tensor, consumer: Consumer, columns: Tensor) -> Tensor:
     """Return a copy of the consumer's input with `columns` at zero.
 
     Filled, not multiplied: a removed unit must not leave a NaN or an infinity behind.
     """
-    axis = -3 if consumer.kind == "conv" else -1
-    return value.index_fill(axis, columns.to(value.device), 0.0)
+    return value.index_fill(consumer.axis, columns.to(value.device), 0.0)
 
 
 @contextmanager
@@ -92,7 +86,7 @@ def removed(
                 continue
             for consumer in group.consumers:
                 module = _submodule(model, consumer.layer)
-                hook = _zeroing(consumer, columns_of(consumer, indices))
+                hook = _zeroing(consumer, consumer.columns(indices))
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         yield model
     finally:

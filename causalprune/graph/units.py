@@ -2,33 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
 
 from causalprune.errors import UnknownNameError
 
-__all__ = ["Consumer", "ConsumerSite", "UnitGraph", "UnitGroup"]
+__all__ = ["Consumer", "ConsumerSite", "Owned", "Span", "UnitGraph", "UnitGroup", "columns_in"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a run of units lies along a dimension.
+
+    Unit ``unit + k`` (``0 <= k < n_units``) occupies the ``width`` places from
+    ``start + k * stride`` on. A concatenation shifts `start`, a flatten widens, a channel shuffle
+    strides; any order of units is a tuple of spans.
+    """
+
+    unit: int
+    n_units: int
+    start: int
+    stride: int = 1
+    width: int = 1
+
+
+def columns_in(spans: Sequence[Span], units: Sequence[int]) -> Tensor:
+    """Places [n], int64, that `units` occupy, unit by unit; units without a place have none.
+
+    Examples
+    --------
+    >>> columns_in([Span(0, 3, start=10, stride=2, width=2)], [2, 0])
+    tensor([14, 15, 10, 11])
+    """
+    found = [
+        torch.arange(span.width) + span.start + (unit - span.unit) * span.stride
+        for unit in units
+        for span in spans
+        if span.unit <= unit < span.unit + span.n_units
+    ]
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """A layer that reads the units of a group.
+    """A layer that reads the units of a group, or the branch where they are cut.
 
     Attributes
     ----------
     layer : str
         Dotted name of the module.
     kind : str
-        ``"conv"`` or ``"linear"``.
+        Where the units are read: ``"conv"`` (channels of the module's input), ``"linear"``
+        (features of its input), ``"attention"`` (heads, as the output projection of the
+        attention module reads them), or, where units are cut on their own branch rather than at
+        their consumers, ``"map"`` (channels [N, C, H, W] of the module's output) and
+        ``"features"`` (last dimension of the module's output).
     features_per_unit : int
-        Adjacent columns of the module's input that each unit occupies: 1, or ``H * W`` after
-        a flatten. Unit ``c`` owns the columns ``c * features_per_unit`` up to, not including,
-        ``(c + 1) * features_per_unit``.
+        Places that each unit occupies: 1, ``H * W`` after a flatten, or the width of a head.
+    spans : tuple of Span
+        Where the units lie. Units that this consumer does not read have no place.
     """
 
     layer: str
     kind: str
     features_per_unit: int
+    spans: tuple[Span, ...] = field(default=(), repr=False)
+
+    @property
+    def axis(self) -> int:
+        """Dimension of the units, counted from the end: -3 for channels, -1 for features."""
+        return -3 if self.kind in ("conv", "map") else -1
+
+    @property
+    def at_output(self) -> bool:
+        """Whether the units are cut in the module's output rather than in its input."""
+        return self.kind in ("map", "features")
+
+    def columns(self, units: Sequence[int]) -> Tensor:
+        """Places [n], int64, along `axis` that `units` occupy, unit by unit."""
+        return columns_in(self.spans, units)
 
 
 @dataclass(frozen=True)
@@ -64,6 +119,29 @@ class ConsumerSite:
 
 
 @dataclass(frozen=True)
+class Owned:
+    """A module with parameters or buffers that belong to the units of a group.
+
+    Attributes
+    ----------
+    layer : str
+        Dotted name of the module.
+    role : str
+        ``"producer"`` (its output channels are units), ``"norm"``, ``"depthwise"``.
+    spans : tuple of Span
+        Which of the module's output channels belong to which units.
+    """
+
+    layer: str
+    role: str
+    spans: tuple[Span, ...] = field(default=(), repr=False)
+
+    def columns(self, units: Sequence[int]) -> Tensor:
+        """Output channels [n], int64, of the module that belong to `units`."""
+        return columns_in(self.spans, units)
+
+
+@dataclass(frozen=True)
 class UnitGroup:
     """Units that exist, and go, together.
 
@@ -71,40 +149,45 @@ class UnitGroup:
     ----------
     name : str
         Dotted name of the first producer.
-    producers : tuple of str
-        Modules whose output channels are these units; several where a residual addition
-        couples them.
     kind : str
-        ``"filter"`` (convolution) or ``"hidden"`` (linear layers only).
+        ``"filter"`` (convolution), ``"hidden"`` (linear layers only) or ``"head"`` (attention).
     n_units : int
-        Number of units; unit ``c`` is output channel ``c`` of every producer.
-    norms : tuple of str
-        Batch norms whose channels are these units.
-    depthwise : tuple of str
-        Depthwise convolutions the units pass through; they shrink with them.
+        Number of units.
+    owned : tuple of Owned
+        What belongs to the units, in the order in which the network computes it.
     consumers : tuple of Consumer
-        The layers that read the units.
+        Where an intervention on the units takes place.
+    surgery : str
+        Why the units can be intervened on but not removed for good; ``""`` where they can.
     """
 
     name: str
-    producers: tuple[str, ...]
     kind: str
     n_units: int
-    norms: tuple[str, ...]
-    depthwise: tuple[str, ...]
+    owned: tuple[Owned, ...]
     consumers: tuple[Consumer, ...]
+    surgery: str = ""
+
+    def layers(self, role: str) -> tuple[str, ...]:
+        """Names of the owned modules with that role."""
+        return tuple(owned.layer for owned in self.owned if owned.role == role)
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """Modules whose output channels are these units; several where an addition couples."""
+        return self.layers("producer")
 
 
 @dataclass(frozen=True)
 class UnitGraph:
-    """The removable units of a network, and why the other layers are left alone.
+    """The units of a network, and why other layers are left alone.
 
     Attributes
     ----------
     groups : tuple of UnitGroup
         In the order in which the network first computes them.
     refused : Mapping of str to str
-        Layer name to the reason why its outputs cannot be removed.
+        Layer name to the reason why its outputs cannot be intervened on.
     sites : Mapping of str to ConsumerSite
         One for every consumer of a group.
     positions : Mapping of str to int

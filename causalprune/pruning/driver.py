@@ -21,8 +21,8 @@ def prune(
     ratio: float = 0.5,
     of: str = "parameters",
     outcome: str | Callable[..., Tensor] = "loss",
-    budget: int | None = None,
     *,
+    max_images: int | None = None,
     scope: str = "global",
     protect: Iterable[str] = (),
     batch_size: int = 256,
@@ -48,8 +48,8 @@ def prune(
         ``"parameters"``, ``"macs"`` or ``"units"``.
     outcome : str or callable
         What the effects are measured on.
-    budget : int, optional
-        Number of images to use: the first `budget`.
+    max_images : int, optional
+        Use the first `max_images` images only.
     scope : str
         ``"global"`` or ``"layer"``; see :func:`plan`.
     protect : iterable of str
@@ -82,7 +82,7 @@ def prune(
         data,
         method,
         outcome,
-        budget,
+        max_images=max_images,
         batch_size=batch_size,
         seed=seed,
         progress=progress,

@@ -116,7 +116,7 @@ def _terms(model: nn.Module, graph: UnitGraph) -> tuple[_Term, ...]:
         if layer in makes and module.bias is not None:
             terms.append(_vector(makes[layer], _tensor(module, "bias")))
     for group in graph.groups:
-        for layer in group.depthwise:
+        for layer in group.layers("depthwise"):
             weight = _tensor(model.get_submodule(layer), "weight")
             elements = weight[0].numel()
             macs = elements * graph.positions[layer]
@@ -124,7 +124,7 @@ def _terms(model: nn.Module, graph: UnitGraph) -> tuple[_Term, ...]:
             bias = model.get_submodule(layer).bias
             if isinstance(bias, Tensor):
                 terms.append(_vector(group.name, bias))
-        for layer in group.norms:
+        for layer in group.layers("norm"):
             module = model.get_submodule(layer)
             for name in ("weight", "bias", "running_mean", "running_var"):
                 vector = getattr(module, name)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError, UnsupportedModelError
 from causalprune.graph import Consumer, UnitGraph, UnitGroup, capture, evaluating, removed
-from causalprune.graph.intervene import check_units, columns_of
+from causalprune.graph.intervene import check_units
 from causalprune.pruning.plans import Plan
 from causalprune.pruning.selection import example_of
 from causalprune.scoring import fingerprint
@@ -106,12 +106,12 @@ def _shrink(model: nn.Module, group: UnitGroup, kept: Tensor) -> None:
             module.out_channels = len(kept)
         elif isinstance(module, nn.Linear):
             module.out_features = len(kept)
-    for name in group.depthwise:
+    for name in group.layers("depthwise"):
         module = model.get_submodule(name)
         assert isinstance(module, nn.Conv2d)
         _slice(module, ("weight", "bias"), 0, kept)
         module.in_channels = module.out_channels = module.groups = len(kept)
-    for name in group.norms:
+    for name in group.layers("norm"):
         module = model.get_submodule(name)
         assert isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
         _slice(module, ("weight", "bias", "running_mean", "running_var"), 0, kept)
@@ -121,7 +121,7 @@ def _shrink(model: nn.Module, group: UnitGroup, kept: Tensor) -> None:
 
 
 def _shrink_input(module: nn.Module, consumer: Consumer, kept: Tensor) -> None:
-    columns = columns_of(consumer, kept.tolist())
+    columns = consumer.columns(kept.tolist())
     _slice(module, ("weight",), 1, columns)
     if isinstance(module, nn.Conv2d):
         module.in_channels = len(columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,8 @@ class Batch:
     targets: Tensor | None
 
 
-@dataclass(frozen=True)
 class Batches:
-    """A single pass over checked batches.
+    """Checked batches; every iteration is a pass over the data.
 
     Attributes
     ----------
@@ -36,24 +35,40 @@ class Batches:
         How many batches will come, where the data tells.
     """
 
-    example: Tensor
-    n_batches: int | None
-    _source: Iterator[Batch]
+    def __init__(self, open_pass: Callable[[], Iterator[Batch]], n_batches: int | None) -> None:
+        self._open_pass = open_pass
+        opened = open_pass()
+        first = next(opened, None)
+        if first is None:
+            raise DataError("data: expected at least one image, got none")
+        self._begun: Iterator[Batch] | None = itertools.chain([first], opened)
+        self.example = first.inputs[:1]
+        self.n_batches = n_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        """Iterate over the batches; they come once."""
-        return self._source
+        """Begin a pass; the first one goes on where looking at the first image left off."""
+        begun, self._begun = self._begun, None
+        return self._open_pass() if begun is None else begun
+
+    def collect(self) -> Batch:
+        """Return all images as one batch, for methods that draw them in an order of their own."""
+        parts = list(self)
+        targets = [part.targets for part in parts if part.targets is not None]
+        return Batch(
+            torch.cat([part.inputs for part in parts]),
+            torch.cat(targets) if len(targets) == len(parts) else None,
+        )
 
 
 def as_batches(
     data: Any,
     *,
     batch_size: int = 256,
-    budget: int | None = None,
+    max_images: int | None = None,
     labels: bool = True,
     device: torch.device | str = "cpu",
 ) -> Batches:
-    """Normalise `data` to one pass over batches.
+    """Normalise `data` to batches, as many passes over them as the data allows.
 
     Parameters
     ----------
@@ -63,8 +78,8 @@ def as_batches(
         tensor ``[N, ...]`` are cut into batches of `batch_size`.
     batch_size : int
         Images per batch.
-    budget : int, optional
-        Use the first `budget` images only.
+    max_images : int, optional
+        Use the first `max_images` images only.
     labels : bool
         Whether class indices are required.
     device : torch.device or str
@@ -78,18 +93,25 @@ def as_batches(
 
     Examples
     --------
-    >>> batches = as_batches((torch.zeros(5, 1, 8, 8), torch.arange(5)), batch_size=2, budget=3)
+    >>> batches = as_batches((torch.zeros(5, 1, 8, 8), torch.arange(5)), batch_size=2, max_images=3)
     >>> [tuple(batch.inputs.shape) for batch in batches]
     [(2, 1, 8, 8), (1, 1, 8, 8)]
     """
     raw, n_images, n_batches = _open(data, batch_size)
-    if budget is not None and n_images is not None:
-        n_batches = -(-min(budget, n_images) // batch_size)
-    checked = _checked(raw, budget, labels, torch.device(device))
-    first = next(checked, None)
-    if first is None:
-        raise DataError("data: expected at least one image, got none")
-    return Batches(first.inputs[:1], n_batches, itertools.chain([first], checked))
+    if max_images is not None and n_images is not None:
+        n_batches = -(-min(max_images, n_images) // batch_size)
+    spent: list[bool] = []
+
+    def open_pass() -> Iterator[Batch]:
+        if spent and isinstance(raw, Iterator):
+            raise DataError(
+                "data: expected something that can be read twice (a Dataset, a DataLoader, "
+                f"tensors), because the method needs two passes, got a {type(raw).__name__}"
+            )
+        spent.append(True)
+        return _checked(raw, max_images, labels, torch.device(device))
+
+    return Batches(open_pass, n_batches)
 
 
 def _open(data: Any, batch_size: int) -> tuple[Iterable[Any], int | None, int | None]:
@@ -109,8 +131,7 @@ def _open(data: Any, batch_size: int) -> tuple[Iterable[Any], int | None, int | 
     if isinstance(data, TensorDataset):
         # Slicing keeps what a sample-wise loader would collate again, at a fraction of the time.
         tensors, n = data.tensors, len(data)
-        cuts = range(0, n, batch_size)
-        return (tuple(t[i : i + batch_size] for t in tensors) for i in cuts), n, len(cuts)
+        return _Slices(tensors, batch_size), n, -(-n // batch_size)
     if isinstance(data, Dataset):
         n_samples: int | None = len(data) if isinstance(data, Sized) else None
         if n_samples == 0:  # DataLoader's own complaint would name no argument
@@ -123,6 +144,18 @@ def _open(data: Any, batch_size: int) -> tuple[Iterable[Any], int | None, int | 
         "data: expected a DataLoader, a Dataset, an iterable of (inputs, targets), a pair of "
         f"tensors or a tensor, got {type(data).__name__}"
     )
+
+
+@dataclass(frozen=True)
+class _Slices:
+    """Tensors [N, ...] cut into batches, as often as one likes."""
+
+    tensors: tuple[Tensor, ...]
+    batch_size: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for i in range(0, len(self.tensors[0]), self.batch_size):
+            yield tuple(tensor[i : i + self.batch_size] for tensor in self.tensors)
 
 
 def _length(data: object) -> int | None:
@@ -141,9 +174,9 @@ def _is_pair(data: Any) -> bool:
 
 
 def _checked(
-    raw: Iterable[Any], budget: int | None, labels: bool, device: torch.device
+    raw: Iterable[Any], max_images: int | None, labels: bool, device: torch.device
 ) -> Iterator[Batch]:
-    left, shape = budget, None
+    left, shape = max_images, None
     for index, item in enumerate(raw):
         if left is not None and left <= 0:
             return

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from causalprune.errors import InvalidArgumentError, UnsupportedModelError
-from causalprune.graph import UnitGraph, capture, evaluating
+from causalprune.errors import InvalidArgumentError, UnknownNameError, UnsupportedModelError
+from causalprune.graph import INTERVENTIONS, UnitGraph, capture, evaluating
 from causalprune.scoring.data import as_batches
 from causalprune.scoring.intervals import student_t_quantile
-from causalprune.scoring.methods import Job, Method, UnitScores, resolve_method
+from causalprune.scoring.methods import Job, Method, MethodResult, UnitScores, resolve_method
 from causalprune.scoring.outcomes import Outcome, resolve_outcome
 from causalprune.scoring.scores import COLUMNS, Scores, fingerprint
 
@@ -28,12 +28,17 @@ def score(
     data: Any,
     method: str = "path",
     outcome: str | Callable[..., Tensor] = "loss",
-    budget: int | None = None,
+    budget: float | None = None,
     *,
+    units: str = "groups",
+    intervention: str = "zero",
     confidence: float = 0.95,
+    max_images: int | None = None,
     batch_size: int = 256,
+    max_cache_bytes: int = 2**30,
     seed: int = 0,
     progress: bool = False,
+    **options: Any,
 ) -> Scores:
     """Score every removable unit of a network.
 
@@ -58,16 +63,30 @@ def score(
         ``"loss"`` (cross-entropy), ``"probability"``, ``"logit"``, ``"margin"`` (all of the true
         class), ``"correctness"`` (0 or 1; has no gradient), or ``(logits [N, K], targets) ->
         [N]``, which may be differentiated by `method`.
-    budget : int, optional
-        Number of images to use: the first `budget` of the data. Default: all.
+    budget : float, optional
+        Forward-equivalents that may be spent on exact effects (``method="ablation"``), one being
+        a forward pass of one image. Default: every unit on every image.
+    units : str
+        ``"groups"``: what surgery removes together is one intervention, cut where its consumers
+        read. ``"filters"``: every layer's own output channels, cut on their own branch.
+    intervention : str
+        What do() sets a unit to: ``"zero"``, ``"mean"`` (its mean over the images) or
+        ``"resample"`` (its value on another image of the batch).
     confidence : float
         Level of the intervals, in (0, 1).
+    max_images : int, optional
+        Use the first `max_images` of the data only. Default: all.
     batch_size : int
         Images per batch where the data does not come in batches.
+    max_cache_bytes : int
+        Bound on what is kept of a run of the network, so that memory stays within it whatever
+        the network.
     seed : int
         For ``"random"``, and for a loader that shuffles.
     progress : bool
         Show a progress bar.
+    **options
+        Options of the method, named in its own description.
 
     Returns
     -------
@@ -97,7 +116,9 @@ def score(
     (0.0, 'neutral')
     """
     chosen, wanted = resolve_method(method), resolve_outcome(outcome)
-    _check_arguments(model, chosen, wanted, budget, confidence, batch_size, seed)
+    _check_arguments(model, chosen, wanted, confidence, seed)
+    _check_numbers(budget, max_images, batch_size, max_cache_bytes)
+    _check_choices(chosen, units, intervention, budget, options)
     with (
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(False),
@@ -108,24 +129,37 @@ def score(
         batches = as_batches(
             data,
             batch_size=batch_size,
-            budget=budget if chosen.needs_data else 1,
+            max_images=max_images if chosen.needs_data else 1,
             labels=chosen.needs_labels and wanted.needs_labels,
             device=_device(model),
         )
-        graph = capture(model, batches.example)
+        graph = capture(model, batches.example, units=units)
         _check_graph(model, graph, chosen)
-        job = Job(model, graph, batches, wanted, seed, progress)
-        results = chosen.function(job)
-        _check_results(graph, results, chosen)
+        job = Job(
+            model,
+            graph,
+            batches,
+            wanted,
+            intervention=intervention,
+            budget=budget,
+            confidence=confidence,
+            max_cache_bytes=max_cache_bytes,
+            seed=seed,
+            progress=progress,
+        )
+        found = chosen.function(job, **options)
+        result = found if isinstance(found, MethodResult) else MethodResult(found)
+        _check_results(graph, result.units, chosen)
     return Scores(
-        frame=_frame(graph, results, wanted, confidence),
+        frame=_frame(graph, result.units, wanted, confidence),
         method=chosen.name,
         outcome=wanted.name,
         confidence=confidence,
         fingerprint=fingerprint(model),
         example_shape=tuple(batches.example.shape),
         example_dtype=str(batches.example.dtype).removeprefix("torch."),
-        notes=_notes(graph, chosen),
+        notes=(*_notes(graph, chosen), *result.notes),
+        edges={layer: edge.detach().cpu().numpy() for layer, edge in result.edges.items()},
     )
 
 
@@ -133,18 +167,11 @@ def _check_arguments(
     model: object,
     method: Method,
     outcome: Outcome,
-    budget: int | None,
     confidence: float,
-    batch_size: int,
     seed: int,
 ) -> None:
     if not isinstance(model, nn.Module):
         raise InvalidArgumentError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    for name, value in {"budget": budget, "batch_size": batch_size}.items():
-        if value is None and name == "budget":
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InvalidArgumentError(f"{name}: expected a positive integer, got {value!r}")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise InvalidArgumentError(f"seed: expected an integer, got {seed!r}")
     if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
@@ -154,6 +181,39 @@ def _check_arguments(
             f"outcome: method {method.name!r} needs a differentiable outcome, got "
             f"{outcome.name!r}; use method='ablation', or an outcome such as 'loss'"
         )
+
+
+def _check_numbers(
+    budget: float | None, max_images: int | None, batch_size: int, max_cache_bytes: int
+) -> None:
+    whole = {"batch_size": batch_size, "max_cache_bytes": max_cache_bytes}
+    if max_images is not None:
+        whole["max_images"] = max_images
+    for name, value in whole.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidArgumentError(f"{name}: expected a positive integer, got {value!r}")
+    if budget is None:
+        return
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
+        raise InvalidArgumentError(
+            f"budget: expected a positive number of forward-equivalents, got {budget!r}"
+        )
+
+
+def _check_choices(
+    method: Method,
+    units: str,
+    intervention: str,
+    budget: float | None,
+    options: Mapping[str, Any],
+) -> None:
+    if units not in ("groups", "filters"):
+        raise UnknownNameError("choice of units", units, ("groups", "filters"))
+    if intervention not in INTERVENTIONS:
+        raise UnknownNameError("intervention", intervention, INTERVENTIONS)
+    for name in options:
+        if name not in method.options:
+            raise UnknownNameError(f"option of method {method.name!r}", name, method.options)
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -204,13 +264,13 @@ def _frame(
     parts = []
     for group in graph.groups:
         result = results[group.name]
-        nothing = np.full(group.n_units, np.nan)
-        effect = nothing if result.effect is None else result.effect.double().cpu().numpy()
-        se = nothing if result.se is None else result.se.double().cpu().numpy()
-        half = (
-            se * student_t_quantile((1 + confidence) / 2, result.n - 1) if result.n > 1 else nothing
-        )
-        low, high = effect - half, effect + half
+        effect, se = (_numbers(v, group.n_units) for v in (result.effect, result.se))
+        n = np.broadcast_to(np.asarray(result.n, dtype=np.int64), group.n_units)
+        quantile = {k: student_t_quantile((1 + confidence) / 2, k - 1) for k in set(n) if k > 1}
+        half = se * np.array([quantile.get(k, np.nan) for k in n])
+        low = effect - half if result.low is None else _numbers(result.low, group.n_units)
+        high = effect + half if result.high is None else _numbers(result.high, group.n_units)
+        category = result.category or _categories(low, high, outcome.higher_is_better)
         columns: dict[str, Any] = {
             "layer": group.name,
             "unit": np.arange(group.n_units),
@@ -219,14 +279,18 @@ def _frame(
             "se": se,
             "low": low,
             "high": high,
-            "importance": result.importance.double().cpu().numpy(),
-            "category": _categories(low, high, outcome.higher_is_better),
-            "n": result.n,
-            "cost": float(result.cost),
+            "importance": _numbers(result.importance, group.n_units),
+            "category": list(category),
+            "n": n,
+            "cost": np.broadcast_to(np.asarray(result.cost, dtype=np.float64), group.n_units),
             "group": group.name,
         }
         parts.append(pd.DataFrame(columns)[list(COLUMNS)])
     return pd.concat(parts, ignore_index=True)
+
+
+def _numbers(values: Tensor | None, n_units: int) -> Any:
+    return np.full(n_units, np.nan) if values is None else values.detach().double().cpu().numpy()
 
 
 def _categories(low: Any, high: Any, higher_is_better: bool | None) -> list[str]:

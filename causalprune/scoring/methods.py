@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from inspect import Parameter, signature
 
 from torch import Tensor, nn
 
@@ -14,7 +15,15 @@ from causalprune.scoring.data import Batches
 from causalprune.scoring.intervals import PairedMean
 from causalprune.scoring.outcomes import Outcome
 
-__all__ = ["METHODS", "Job", "Method", "UnitScores", "register_method", "resolve_method"]
+__all__ = [
+    "METHODS",
+    "Job",
+    "Method",
+    "MethodResult",
+    "UnitScores",
+    "register_method",
+    "resolve_method",
+]
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,14 @@ class Job:
     batches : Batches
         One pass; empty use is fine for a method that needs no data.
     outcome : Outcome
+    intervention : str
+        Value that do() gives a unit: ``"zero"``, ``"mean"`` or ``"resample"``.
+    budget : float or None
+        Forward-equivalents that may be spent; ``None``: as many as it takes.
+    confidence : float
+        Level of the intervals.
+    max_cache_bytes : int
+        Bound on what is kept of a run of the network.
     seed : int
     progress : bool
         Whether to show a progress bar.
@@ -37,6 +54,10 @@ class Job:
     graph: UnitGraph
     batches: Batches
     outcome: Outcome
+    intervention: str = "zero"
+    budget: float | None = None
+    confidence: float = 0.95
+    max_cache_bytes: int = 2**30
     seed: int = 0
     progress: bool = False
 
@@ -70,28 +91,62 @@ class UnitScores:
         Mean over images of Y_do - Y; ``None`` for a method without an effect scale.
     se : Tensor [n_units] or None
         Standard error of `effect`.
-    n : int
-        Images used.
-    cost : float
-        Forward-equivalents spent per unit.
+    n : int or Tensor [n_units], int64
+        Images on which the unit's effect was taken.
+    cost : float or Tensor [n_units]
+        Forward-equivalents spent on each unit, over all images; one is one forward pass of one
+        image.
+    low, high : Tensor [n_units] or None
+        Interval of `effect`; ``None``: Student-t from `se` and `n`.
+    category : tuple of str or None
+        "critical", "neutral", "detrimental" or "" for each unit; ``None``: from the interval.
+    statistics : PairedMean or None
+        What `effect` was computed from, where it is a mean over images; it can be merged with
+        that of other images.
     """
 
     importance: Tensor
     effect: Tensor | None = None
     se: Tensor | None = None
-    n: int = 0
-    cost: float = 0.0
+    n: int | Tensor = 0
+    cost: float | Tensor = 0.0
+    low: Tensor | None = None
+    high: Tensor | None = None
+    category: tuple[str, ...] | None = None
+    statistics: PairedMean | None = None
 
     @classmethod
-    def of(cls, mean: PairedMean, cost: float) -> UnitScores:
+    def of(cls, mean: PairedMean, cost: float | Tensor) -> UnitScores:
         """Effects from a paired mean; the importance is the mean absolute change per image.
 
         Signed means cancel: a unit that helps some images and hurts others is not dispensable.
         """
-        return cls(mean.mean_absolute, mean.mean, mean.standard_error, mean.n, cost)
+        return cls(
+            mean.mean_absolute, mean.mean, mean.standard_error, mean.n, cost, statistics=mean
+        )
 
 
-MethodFunction = Callable[[Job], Mapping[str, UnitScores]]
+@dataclass(frozen=True)
+class MethodResult:
+    """What a method gives back when there is more than one number per unit.
+
+    Attributes
+    ----------
+    units : Mapping of str to UnitScores
+        Group name to the scores of its units.
+    edges : Mapping of str to Tensor
+        Layer name to the scores of its connections: [O, I] (edges) or the shape of the layer's
+        weight (single weights). What they mean is the method's to say.
+    notes : tuple of str
+        What a reader of the scores should know.
+    """
+
+    units: Mapping[str, UnitScores]
+    edges: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+MethodFunction = Callable[..., "Mapping[str, UnitScores] | MethodResult"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +159,12 @@ class Method:
     needs_labels: bool
     needs_gradient: bool
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the method's own options: its keyword-only parameters."""
+        parameters = signature(self.function).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY)
+
 
 METHODS: dict[str, Method] = {}
 
@@ -112,6 +173,10 @@ def register_method(
     name: str, *, needs_data: bool = True, needs_labels: bool = True, needs_gradient: bool = False
 ) -> Callable[[MethodFunction], MethodFunction]:
     """Make a scoring method known under `name` (decorator).
+
+    The function takes a :class:`Job` and, as keyword-only parameters with defaults, the method's
+    own options, which users pass to :func:`score` by name. It returns a mapping of group name to
+    :class:`UnitScores`, or a :class:`MethodResult`.
 
     Parameters
     ----------

@@ -73,8 +73,8 @@ def path(job: Job) -> Mapping[str, UnitScores]:
                     )
                 totals[group.name].update(effects)
             advance()
-    cost = FORWARDS_PER_IMAGE / job.n_units
-    return {name: UnitScores.of(mean, cost) for name, mean in totals.items()}
+    share = FORWARDS_PER_IMAGE / job.n_units
+    return {name: UnitScores.of(mean, share * mean.n) for name, mean in totals.items()}
 
 
 def unit_effects(

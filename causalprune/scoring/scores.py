@@ -7,7 +7,8 @@ import io
 import json
 import os
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["COLUMNS", "Scores", "fingerprint"]
 
 SCHEMA = 1
+EDGES = "edges/"
 
 COLUMNS: dict[str, str] = {
     "layer": "U",
@@ -67,12 +69,12 @@ class Scores:
     ----------
     frame : pandas.DataFrame
         One row per unit: ``layer`` (its first producer), ``unit`` (index there), ``kind``
-        ("filter" or "hidden"), ``effect`` (mean over images of Y_do - Y, in units of the
+        ("filter", "hidden" or "head"), ``effect`` (mean over images of Y_do - Y, in units of the
         outcome), ``se`` (its standard error, paired), ``low`` and ``high`` (Student-t interval),
         ``importance`` (what plans rank by: mean over images of abs(Y_do - Y), or the norm),
         ``category`` ("critical", "neutral", "detrimental", or "" where there is no interval or
         the outcome has no better side), ``n`` (images), ``cost`` (forward-equivalents spent on
-        the unit), ``group``. Effect and interval are NaN for l1, l2 and random.
+        the unit over all images), ``group``. Effect and interval are NaN for l1, l2 and random.
     method : str
     outcome : str
     confidence : float
@@ -85,6 +87,9 @@ class Scores:
         Its dtype, such as ``"float32"``.
     notes : tuple of str
         Layers that were refused, or taken at first order, and why.
+    edges : Mapping of str to ndarray
+        Layer name to the scores of its connections [O, I], or of its single weights (shape of
+        the weight), where the method gives them.
 
     Examples
     --------
@@ -104,6 +109,7 @@ class Scores:
     example_shape: tuple[int, ...]
     example_dtype: str = "float32"
     notes: tuple[str, ...] = ()
+    edges: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return one line: what was scored, on how much, and what was found."""
@@ -138,6 +144,7 @@ class Scores:
             "notes": list(self.notes),
             "schema": SCHEMA,
         }
+        arrays.update({EDGES + layer: values for layer, values in self.edges.items()})
         content = io.BytesIO()
         np.savez_compressed(content, meta=np.array(json.dumps(meta)), **arrays)
         return replace_file(path, content.getvalue())
@@ -158,6 +165,7 @@ class Scores:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 meta = json.loads(str(archive["meta"]))
                 frame = pd.DataFrame({name: archive[name] for name in COLUMNS})
+                edges = {k[len(EDGES) :]: archive[k] for k in archive.files if k.startswith(EDGES)}
             if meta["schema"] != SCHEMA:
                 raise RecordError(f"{path}: expected scores schema {SCHEMA}, got {meta['schema']}")
             return cls(
@@ -169,6 +177,7 @@ class Scores:
                 example_shape=tuple(meta["example_shape"]),
                 example_dtype=meta["example_dtype"],
                 notes=tuple(meta["notes"]),
+                edges=edges,
             )
         except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
             if isinstance(error, RecordError):

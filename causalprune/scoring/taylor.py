@@ -46,8 +46,8 @@ def taylor(job: Job) -> Mapping[str, UnitScores]:
                 ]
                 totals[group.name].update(-torch.stack(parts).sum(0))
             advance()
-    cost = FORWARDS_PER_IMAGE / job.n_units
-    return {name: UnitScores.of(mean, cost) for name, mean in totals.items()}
+    share = FORWARDS_PER_IMAGE / job.n_units
+    return {name: UnitScores.of(mean, share * mean.n) for name, mean in totals.items()}
 
 
 def per_unit(values: Tensor, consumer: Consumer) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError, UnknownNameError, UnsupportedModelError
-from causalprune.graph import Consumer, UnitGraph, capture
+from causalprune.graph import Consumer, Span, UnitGraph, capture
 
 
 def _captured(name: str) -> UnitGraph:
@@ -26,8 +26,8 @@ def test_chain_with_flatten() -> None:
         ("fc1", "hidden", 10),
         ("fc2", "hidden", 8),
     ]
-    assert graph.group("conv1").consumers == (Consumer("conv2", "conv", 1),)
-    assert graph.group("conv2").consumers == (Consumer("fc1", "linear", 4),)
+    assert graph.group("conv1").consumers == (Consumer("conv2", "conv", 1, (Span(0, 4, 0),)),)
+    assert graph.group("conv2").consumers == (Consumer("fc1", "linear", 4, (Span(0, 6, 0, 4, 4),)),)
     assert graph.refused == {"fc3": "feeds the model's output"}
     assert graph.positions == {"conv1": 256, "conv2": 16, "fc1": 1, "fc2": 1, "fc3": 1}
 
@@ -36,7 +36,7 @@ def test_residual_addition_couples_producers() -> None:
     graph = _captured("residual")
     stem = graph.group("stem")
     assert stem.producers == ("stem", "block1.conv2")
-    assert stem.norms == ("bn", "block1.bn2")
+    assert stem.layers("norm") == ("bn", "block1.bn2")
     assert {c.layer for c in stem.consumers} == {
         "block1.conv1",
         "block2.conv1",
@@ -47,9 +47,9 @@ def test_residual_addition_couples_producers() -> None:
 
 def test_depthwise_convolution_carries_its_units() -> None:
     group = _captured("depthwise").group("0.0")
-    assert group.depthwise == ("1.0",)
-    assert group.norms == ("0.1", "1.1")
-    assert group.consumers == (Consumer("2.0", "conv", 1),)
+    assert group.layers("depthwise") == ("1.0",)
+    assert group.layers("norm") == ("0.1", "1.1")
+    assert group.consumers == (Consumer("2.0", "conv", 1, (Span(0, 4, 0),)),)
 
 
 def test_mlp() -> None:

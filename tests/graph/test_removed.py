@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError, UnknownNameError
 from causalprune.graph import CONSUMER_INPUT, Replay, Suffix, capture, removed, trace
-from causalprune.graph.intervene import columns_of
 
 X = networks.images(5)
 
@@ -126,7 +125,7 @@ def test_suffix_equals_removed_for_every_unit(name: str) -> None:
             nodes = {graph.sites[c.layer].node: c for c in group.consumers}
             suffix = Suffix(replay, nodes)
             for unit in range(group.n_units):
-                got = suffix(values, {n: columns_of(c, [unit]) for n, c in nodes.items()})
+                got = suffix(values, {n: c.columns([unit]) for n, c in nodes.items()})
                 with removed(model, graph, {group.name: [unit]}):
                     assert torch.equal(got, model(X))
 

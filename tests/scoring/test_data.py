@@ -64,16 +64,16 @@ def test_score_takes_every_form(form: str) -> None:
     np.testing.assert_allclose(frame["effect"], expected["effect"], atol=1e-12)
 
 
-@pytest.mark.parametrize("budget", [1, 4, 7, 99])
+@pytest.mark.parametrize("max_images", [1, 4, 7, 99])
 @pytest.mark.parametrize("form", FORMS)
-def test_budget_is_the_first_images(form: str, budget: int) -> None:
-    batches = list(as_batches(FORMS[form](), batch_size=4, budget=budget))
-    assert torch.equal(torch.cat([b.inputs for b in batches]), X[:budget])
+def test_max_images_is_the_first_images(form: str, max_images: int) -> None:
+    batches = list(as_batches(FORMS[form](), batch_size=4, max_images=max_images))
+    assert torch.equal(torch.cat([b.inputs for b in batches]), X[:max_images])
 
 
 def test_number_of_batches_where_known() -> None:
     assert as_batches((X, Y), batch_size=4).n_batches == 3
-    assert as_batches((X, Y), batch_size=4, budget=5).n_batches == 2
+    assert as_batches((X, Y), batch_size=4, max_images=5).n_batches == 2
     assert as_batches(_generator(), batch_size=4).n_batches is None
     assert as_batches(X, labels=False).example.shape == (1, 1, 16, 16)
 
@@ -133,8 +133,8 @@ def test_shuffling_loader_is_reproducible_and_leaves_the_global_state() -> None:
         torch.manual_seed(len(frames))
         loader = DataLoader(TensorDataset(X, Y), batch_size=2, shuffle=True)
         before = torch.get_rng_state()
-        frames.append(score(model, loader, "ablation", budget=4, seed=5).frame)
+        frames.append(score(model, loader, "ablation", max_images=4, seed=5).frame)
         assert torch.equal(torch.get_rng_state(), before)
     assert frames[0].equals(frames[1])
-    other = score(model, loader, "ablation", budget=4, seed=6).frame
+    other = score(model, loader, "ablation", max_images=4, seed=6).frame
     assert not frames[0]["effect"].equals(other["effect"])

@@ -67,7 +67,7 @@ def test_intervals_are_paired_t_intervals() -> None:
     half = frame["se"] * stats.t.ppf(0.95, 29)
     np.testing.assert_allclose(frame["low"], frame["effect"] - half, rtol=1e-9)
     np.testing.assert_allclose(frame["high"], frame["effect"] + half, rtol=1e-9)
-    assert (frame["n"] == 30).all() and (frame["cost"] == 1).all()
+    assert (frame["n"] == 30).all() and (frame["cost"] == 30).all()
 
 
 def test_categories_follow_the_better_side_of_the_outcome() -> None:
@@ -115,8 +115,14 @@ def test_correctness_has_no_gradient(method: str) -> None:
         {"confidence": "high"},
         {"batch_size": 0},
         {"budget": 0},
-        {"budget": 2.5},
+        {"budget": "all"},
         {"budget": True},
+        {"max_images": 0},
+        {"max_images": 2.5},
+        {"max_cache_bytes": -1},
+        {"units": "channels"},
+        {"intervention": "one"},
+        {"estimator": "gaussian"},
         {"seed": "one"},
         {"outcome": 3},
     ],
@@ -260,7 +266,7 @@ def test_fingerprint_is_of_the_structure() -> None:
 
 def test_path_cost_is_spread_over_the_units() -> None:
     frame = score(networks.lenet(), (X, Y)).frame
-    assert math.isclose(frame["cost"].sum(), 4)
+    assert math.isclose(frame["cost"].sum(), 4 * 30)
 
 
 def test_progress_bar_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
