@@ -10,7 +10,22 @@ with_cuda: bool
 with_openmp: bool
 
 def available_isas() -> list[str]: ...
+def channel_update(
+    plain: Tensor,
+    difference: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+    threads: int,
+    isa: str = "",
+) -> None: ...
 def chosen_isa() -> str: ...
+def histogram_information(
+    x: Tensor, y: Tensor, information: Tensor, bins: int, threads: int
+) -> None: ...
 def path_effects(
     x: Tensor,
     weight: Tensor,
@@ -19,6 +34,27 @@ def path_effects(
     edge: Tensor,
     unit: Tensor,
     activation: str,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    threads: int,
+    isa: str = "",
+) -> None: ...
+def spanning_tree_crossings(
+    children: Tensor,
+    parents: Tensor,
+    crossings: Tensor,
+    child_block: int,
+    parent_block: int,
+    threads: int,
+    isa: str = "",
+) -> None: ...
+def relative_sensitivity(
+    x: Tensor,
+    weight: Tensor,
+    sensitivity: Tensor,
+    aggregate: str,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],

@@ -22,20 +22,28 @@ except ImportError as error:
 
 __all__ = [
     "available_isas",
+    "channel_update",
     "chosen_isa",
     "compiler",
     "cuda_status",
+    "histogram_information",
     "path_effects",
     "path_effects_cuda",
     "path_effects_cuda_workspace",
+    "relative_sensitivity",
+    "spanning_tree_crossings",
     "version",
     "with_cuda",
     "with_openmp",
 ]
 
 available_isas = _core.available_isas
+channel_update = _core.channel_update
 compiler: str = _core.compiler
+histogram_information = _core.histogram_information
 path_effects = _core.path_effects
+relative_sensitivity = _core.relative_sensitivity
+spanning_tree_crossings = _core.spanning_tree_crossings
 version: str = _core.version
 with_cuda: bool = _core.with_cuda
 with_openmp: bool = _core.with_openmp

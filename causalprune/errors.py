@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
+    "CapturedByHooksWarning",
     "CausalPruneError",
     "DataError",
     "InvalidArgumentError",
     "MissingDependencyError",
     "OutputExistsError",
+    "ProcessGroupError",
     "RecordError",
     "UnknownNameError",
     "UnsupportedModelError",
+    "UntraceableModelError",
 ]
 
 
@@ -44,12 +47,24 @@ class UnsupportedModelError(CausalPruneError, ValueError):
     """The network cannot be captured, scored or pruned as it stands."""
 
 
+class UntraceableModelError(UnsupportedModelError):
+    """The network runs, but no graph of its operators can be had; the message says where."""
+
+
+class CapturedByHooksWarning(UserWarning):
+    """The network could not be traced, and less can be done with its units; see the message."""
+
+
 class DataError(CausalPruneError, ValueError):
     """A data set is missing, broken or does not fit the network."""
 
 
 class OutputExistsError(CausalPruneError, FileExistsError):
     """An output would overwrite something that is already there."""
+
+
+class ProcessGroupError(CausalPruneError, RuntimeError):
+    """Another process of a distributed job ended or cannot be reached."""
 
 
 class RecordError(CausalPruneError, ValueError):

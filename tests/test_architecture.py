@@ -21,13 +21,15 @@ SOURCE = REPOSITORY / "csrc"
 
 # Imports run downwards only. Rooms of one floor do not import each other.
 FLOORS = (
+    ("__main__",),
     ("cli",),
     ("reports",),
     ("analysis",),
     ("experiments",),
     ("measures", "pruning"),
     ("scoring", "nn"),
-    ("graph", "ops"),
+    ("graph",),
+    ("ops",),
     ("reference", "_native"),
     ("errors", "files"),
 )

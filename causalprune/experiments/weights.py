@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from causalprune.errors import DataError
+from causalprune.errors import DataError, MissingDependencyError
 from causalprune.files import replace_file
 
 __all__ = ["load_weights", "save_weights", "sha256_of"]
@@ -44,12 +44,14 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     path : path-like
         A file written by ``torch.save``: a state dictionary, or one under the key
         ``state_dict``; a prefix ``module.`` on every name is taken off. Read with
-        ``weights_only=True``.
+        ``weights_only=True``. Or a ``.safetensors`` file, where safetensors is installed.
 
     Raises
     ------
     DataError
         The file is missing or broken, or names and shapes are not the network's.
+    MissingDependencyError
+        The file is in safetensors' format, which is not installed.
 
     Examples
     --------
@@ -63,14 +65,21 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     if not file.is_file():
         raise DataError(f"weights: no such file {str(file)!r}")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = _read(file)
+    except MissingDependencyError:
+        raise
     except Exception as error:  # an unpickler trips over bad bytes in many ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{file}: not readable as weights ({reason})") from error
     state = _state_of(content, file)
     own = model.state_dict()
     problems = [
-        *(f"{name} is missing" for name in own if name not in state),
+        *(
+            f"{name} is missing"
+            for name in own
+            # Files from before torch 0.4.1 do not have these, and nothing in eval mode reads them.
+            if name not in state and not name.endswith("num_batches_tracked")
+        ),
         *(f"{name} is not in the network" for name in state if name not in own),
         *(
             f"{name} has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
@@ -104,6 +113,18 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         raise DataError(f"weights: cannot read {str(path)!r} ({error.strerror})") from error
     return digest.hexdigest()
+
+
+def _read(file: Path) -> Any:
+    if file.suffix != ".safetensors":
+        return torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{file}: reading it needs safetensors: pip install safetensors"
+        ) from error
+    return load_file(file)
 
 
 def _state_of(content: Any, file: Path) -> dict[str, Tensor]:

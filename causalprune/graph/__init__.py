@@ -6,9 +6,10 @@ intervenes on exactly what pruning would take away.
 """
 
 from causalprune.graph.capture import capture
+from causalprune.graph.hooked import capture_by_hooks
 from causalprune.graph.intervene import INTERVENTIONS, removed
 from causalprune.graph.interventions import Interventions
-from causalprune.graph.replay import CONSUMER_INPUT, Replay, Suffix
+from causalprune.graph.replay import CONSUMER_INPUT, Replay
 from causalprune.graph.trace import evaluating, trace
 from causalprune.graph.units import Consumer, ConsumerSite, Owned, Span, UnitGraph, UnitGroup
 
@@ -21,10 +22,10 @@ __all__ = [
     "Owned",
     "Replay",
     "Span",
-    "Suffix",
     "UnitGraph",
     "UnitGroup",
     "capture",
+    "capture_by_hooks",
     "evaluating",
     "removed",
     "trace",

@@ -4,38 +4,56 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from causalprune.graph.flow import Flow, Space, Walk
-from causalprune.graph.rules import describe, refuse_inputs, rule_of
+from causalprune.errors import UnknownNameError, UntraceableModelError
+from causalprune.graph.assembly import groups_of
+from causalprune.graph.branches import branch_cuts
+from causalprune.graph.flow import Flow, Walk, describe, labels_of
+from causalprune.graph.hooked import capture_by_hooks
+from causalprune.graph.rules import SEVERAL_INPUTS, overwritten_by, rule_of
+from causalprune.graph.rules_shapes import input_node
 from causalprune.graph.sites import site_of
-from causalprune.graph.trace import shape_of, trace_shapes
-from causalprune.graph.units import Consumer, ConsumerSite, Owned, Span, UnitGraph, UnitGroup
+from causalprune.graph.trace import exported_in, layers_of, shape_of, trace_shapes
+from causalprune.graph.units import Consumer, ConsumerSite, UnitGraph
 
 __all__ = ["capture"]
 
 _SLICED = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+_PRODUCING = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 
 
 def capture(model: nn.Module, example: Tensor, *, units: str = "groups") -> UnitGraph:
-    """Find the units of a network that can be removed, and who reads them.
+    """Find the units of a network, who reads them, and which of them can be removed for good.
 
-    The network is traced with torch.fx in eval mode (and put back into the mode it was in) and
-    walked once: convolutions and linear layers open a set of units, activations, poolings,
-    batch norms, depthwise convolutions and flattens carry it on, a residual addition couples
-    two sets, and the next convolution or linear layer consumes it. Whatever has no rule
-    (concatenation, grouped convolution, a product of two tensors, ...) refuses the units it
-    reads by name; so does the output of the network.
+    The network is traced in eval mode (and put back into the mode it was in), with torch.fx or
+    where that fails with torch.export, and walked once. Where neither can trace it, its layers
+    are captured by hooks, with a warning.
+
+    Convolutions, linear layers and attention layers open units; activations, poolings, norms,
+    depthwise convolutions, reshapes, slices and concatenations carry them on; a residual addition
+    and the product with a gate couple them; the next convolution or linear layer consumes them.
+
+    Every layer that produces units ends in a group, or in ``refused`` with the reason: its units
+    feed the output, are normalised together (layer norm), or meet an operator without a rule. A
+    group whose ``surgery`` is not empty has a well defined intervention, but the code of the
+    network would not follow if units were removed for good (a channel shuffle, zero channels that
+    are padded to a shortcut, the heads of an attention layer).
 
     Parameters
     ----------
     model : nn.Module
         Takes one tensor. It is not changed.
     example : Tensor [N, ...]
-        An input batch on the model's device; only its shape and dtype matter.
+        An input batch; only its shape and dtype matter.
+    units : str
+        ``"groups"``: what surgery has to remove together is one group, cut where its consumers
+        read it. ``"filters"``: every layer's own output channels are a group. Where an addition
+        or a gate couples them they are cut on their own branch, at the output of the last layer
+        before it (consumers of kind ``"map"`` and ``"features"``), as are channels that are
+        normalised together.
 
     Returns
     -------
@@ -45,8 +63,16 @@ def capture(model: nn.Module, example: Tensor, *, units: str = "groups") -> Unit
     ------
     InvalidArgumentError
         If `example` does not fit the network.
+    UnknownNameError
+        If `units` is neither of the two.
     UnsupportedModelError
-        If torch.fx cannot trace the network.
+        If the network can neither be traced nor captured by hooks, takes several inputs, or
+        returns something else than a tensor.
+
+    Warns
+    -----
+    CapturedByHooksWarning
+        If the network cannot be traced: says where, and what still works.
 
     Examples
     --------
@@ -61,41 +87,69 @@ def capture(model: nn.Module, example: Tensor, *, units: str = "groups") -> Unit
     >>> graph.refused
     {'3': "feeds the model's output"}
     """
-    traced = trace_shapes(model, example)
-    modules = dict(model.named_modules())
-    walk = Walk(modules, _unusable_layers(traced, modules))
-    sites: dict[str, ConsumerSite] = {}
-    positions: dict[str, int] = {}
+    if units not in ("groups", "filters"):
+        raise UnknownNameError("choice of units", units, ("groups", "filters"))
+    try:
+        traced = trace_shapes(model, example)
+    except UntraceableModelError as error:
+        return capture_by_hooks(model, example, str(error))
+    modules = layers_of(traced, model)
+    walk = Walk(modules, _unusable_layers(traced, modules), alone=units == "filters")
     for node in traced.graph.nodes:
-        flow = _step(walk, node)
-        if flow is not None:
-            walk.flows[node] = flow
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            sites[str(node.target)] = site_of(node, modules)
-            positions[str(node.target)] = _positions(node, module)
-    return _assemble(walk, sites, positions)
+        walk.note(node, _step(walk, node), overwritten_by(node))
+    return _graph(walk, traced)
+
+
+def _graph(walk: Walk, traced: fx.GraphModule) -> UnitGraph:
+    cuts: dict[int, tuple[Consumer, fx.Node]] = {}
+    if walk.alone:
+        walk.pass_refusals_back()
+        cuts, reasons = branch_cuts(walk)
+        for producer in walk.producers:
+            if producer.first in reasons:
+                walk.refuse(producer.atoms, reasons[producer.first])
+    groups, refused = groups_of(walk, {first: cut for first, (cut, _) in cuts.items()})
+    sites: dict[str, ConsumerSite] = {}
+    read = {consumer.layer for group in groups for consumer in group.consumers}
+    for cut, node in cuts.values():
+        if cut.layer in read:
+            sites[cut.layer] = site_of(node, walk.modules, cut.layer, at_output=True)
+    for reading in walk.readings:
+        if reading.layer in read and reading.layer not in sites and reading.role not in _PASSED:
+            sites[reading.layer] = site_of(reading.node, walk.modules, reading.layer)
+    producing = {name for group in groups for name in group.producers}
+    refused = {**walk.refused_layers, **refused, **_uncalled(walk, traced, producing)}
+    exported = exported_in(traced)
+    return UnitGraph(groups, refused, sites, _all_positions(walk, traced), exported=exported)
+
+
+_PASSED = ("norm", "depthwise")
 
 
 def _step(walk: Walk, node: fx.Node) -> Flow | None:
-    shape = shape_of(node)
     if node.op == "placeholder":
-        if shape is None or len(shape) < 2:
-            return None
-        space = walk.new_space(shape[1])
-        walk.refuse(space, "coupled to the network's input")
-        return Flow(space, 1)
+        return None
+    shape = shape_of(node)
     if node.op == "output":
-        refuse_inputs(walk, node, "feeds the model's output")
+        for source in node.all_input_nodes:
+            for labels in labels_of(walk.flows.get(source)):
+                walk.refuse(labels, "feeds the model's output")
         return None
-    if node.op == "get_attr":
+    has_value = shape is not None or "tensor_meta" in node.meta
+    if not has_value or all(source in walk.constants for source in node.all_input_nodes):
+        walk.constants.add(node)  # parameters, sizes, and what is computed from them
+        if node.op != "call_module":
+            return None
+    if not has_value:
         return None
-    if shape is None and "tensor_meta" not in node.meta:
-        return None  # sizes and other numbers carry no units
     rule = rule_of(walk, node)
-    if rule is None or shape is None:
-        refuse_inputs(walk, node, f"read by {describe(node)}, which has no rule")
-        return None
+    carrying = [source for source in node.all_input_nodes if source in walk.flows]
+    if rule is None:
+        reason = f"read by {describe(node)}, which has no rule"
+        return walk.mix(node, [walk.flows[source] for source in carrying], reason)
+    if rule not in SEVERAL_INPUTS and any(source is not input_node(node) for source in carrying):
+        reason = f"{describe(node)} reads several values that carry units"
+        return walk.mix(node, [walk.flows[source] for source in carrying], reason)
     return rule(walk, node)
 
 
@@ -119,7 +173,7 @@ def _unusable_layers(traced: fx.GraphModule, modules: dict[str, nn.Module]) -> d
             reasons[name] = "is parametrised or masked by another tool"
         elif any(owners[id(parameter)] > 1 for parameter in own.values()):
             reasons[name] = "shares its parameters with another layer"
-        elif any(f"{name}.{parameter}" in direct for parameter in own):
+        elif calls[name] and any(f"{name}.{parameter}" in direct for parameter in own):
             reasons[name] = "has its parameters read outside of it"
     return reasons
 
@@ -129,42 +183,33 @@ def _positions(node: fx.Node, module: nn.Conv2d | nn.Linear) -> int:
     return math.prod(shape[2:]) if isinstance(module, nn.Conv2d) else math.prod(shape[1:-1])
 
 
-def _assemble(walk: Walk, sites: dict[str, ConsumerSite], positions: dict[str, int]) -> UnitGraph:
-    groups: list[UnitGroup] = []
-    refused: dict[str, str] = {}
-    for space in walk.roots():
-        reason = space.refusal or _structural_refusal(space)
-        if reason:
-            refused.update(dict.fromkeys(space.producers, reason))
+def _all_positions(walk: Walk, traced: fx.GraphModule) -> dict[str, int]:
+    positions: dict[str, int] = {}
+    for node in traced.graph.nodes:
+        module = walk.modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            positions[str(node.target)] = _positions(node, module)
+    return positions
+
+
+def _uncalled(walk: Walk, traced: fx.GraphModule, producing: set[str]) -> dict[str, str]:
+    """Layers that the trace does not call, or that no rule saw as one."""
+    called = {str(n.target) for n in traced.graph.nodes if n.op == "call_module"}
+    direct = {str(n.target).rpartition(".")[0] for n in traced.graph.nodes if n.op == "get_attr"}
+    known = {
+        *producing,
+        *walk.refused_layers,
+        *(producer.layer for producer in walk.producers),
+        *(reading.layer for reading in walk.readings if reading.role == "depthwise"),
+    }
+    reasons: dict[str, str] = {}
+    for name, module in walk.modules.items():
+        if not isinstance(module, _PRODUCING) or name in known:
             continue
-        groups.append(
-            UnitGroup(
-                name=space.producers[0],
-                kind="filter" if "filter" in space.kinds else "hidden",
-                n_units=space.n_units,
-                owned=tuple(_owned(space)),
-                consumers=tuple(_spanned(c, space.n_units) for c in space.consumers),
-            )
-        )
-    read = {consumer.layer for group in groups for consumer in group.consumers}
-    kept = {layer: site for layer, site in sites.items() if layer in read}
-    return UnitGraph(tuple(groups), refused, kept, positions)
-
-
-def _owned(space: Space) -> list[Owned]:
-    layers = {"producer": space.producers, "norm": space.norms, "depthwise": space.depthwise}
-    whole = (Span(0, space.n_units, 0),)
-    return [Owned(name, role, whole) for role, names in layers.items() for name in names]
-
-
-def _spanned(consumer: Consumer, n_units: int) -> Consumer:
-    width = consumer.features_per_unit
-    return replace(consumer, spans=(Span(0, n_units, 0, width, width),))
-
-
-def _structural_refusal(space: Space) -> str:
-    if not space.producers:
-        return "no layer produces these units"
-    if not space.consumers:
-        return "no convolution or linear layer reads these units"
-    return ""
+        if name in called:
+            reasons[name] = f"is a {type(module).__name__}, which has no rule"
+        elif name in direct:
+            reasons[name] = "is not called as a layer: its parameters are used directly"
+        else:
+            reasons[name] = "is not called in eval mode"
+    return reasons

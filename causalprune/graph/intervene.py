@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from causalprune.errors import InvalidArgumentError
 from causalprune.graph.units import Consumer, UnitGraph, UnitGroup
@@ -44,7 +44,9 @@ def removed(
 
     The units of all groups are removed jointly. Zeroing happens behind batch norm, activation
     and flatten, so inside the block the network computes what the physically pruned one will.
-    Implemented with forward pre-hooks, which are taken off again whatever happens.
+    Channels and features are zeroed by forward hooks; heads by a copy of the attention layer's
+    output projection without their columns, because that layer does not show its projection's
+    input. Everything is put back whatever happens.
 
     Parameters
     ----------
@@ -77,8 +79,7 @@ def removed(
     ...     bool(model(x) == model[2].bias)
     True
     """
-    handles: list[RemovableHandle] = []
-    try:
+    with ExitStack() as undo:
         for name, chosen in units.items():
             group = graph.group(name)
             indices = check_units(group, chosen)
@@ -86,12 +87,51 @@ def removed(
                 continue
             for consumer in group.consumers:
                 module = _submodule(model, consumer.layer)
-                hook = _zeroing(consumer, consumer.columns(indices))
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+                undo.callback(_cut(module, consumer, consumer.columns(indices)))
         yield model
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _cut(module: nn.Module, consumer: Consumer, columns: Tensor) -> Callable[[], None]:
+    """Zero `columns` where `consumer` reads them; returns what takes the intervention back."""
+    if consumer.kind == "attention":
+        return _without_columns(_projection(module, consumer), columns)
+    if consumer.at_output:
+        return module.register_forward_hook(_zeroing_output(consumer, columns)).remove
+    hook = _zeroing(consumer, columns)
+    return module.register_forward_pre_hook(hook, with_kwargs=True).remove
+
+
+def _projection(module: nn.Module, consumer: Consumer) -> nn.Linear:
+    """Return the output projection of an attention layer."""
+    for name in ("out_proj", "proj"):
+        found = getattr(module, name, None)
+        if isinstance(found, nn.Linear):
+            return found
+    raise InvalidArgumentError(
+        f"model: expected an attention layer {consumer.layer!r} with an output projection, got "
+        f"{type(module).__name__}"
+    )
+
+
+def _without_columns(layer: nn.Linear, columns: Tensor) -> Callable[[], None]:
+    weight = layer.weight
+    with torch.no_grad():
+        cut = weight.index_fill(1, columns.to(weight.device), 0.0)
+    layer.weight = nn.Parameter(cut, requires_grad=False)
+
+    def restore() -> None:
+        layer.weight = weight
+
+    return restore
+
+
+def _zeroing_output(
+    consumer: Consumer, columns: Tensor
+) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return zero_columns(output, consumer, columns)
+
+    return hook
 
 
 def _zeroing(

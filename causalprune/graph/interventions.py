@@ -1,36 +1,59 @@
-"""Outputs of a network under interventions on its units."""
+"""Outputs of a network under interventions on its units, by running only what they reach."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from causalprune.graph.intervene import check_units, removed
-from causalprune.graph.replay import Replay, Suffix
-from causalprune.graph.trace import trace
+from causalprune.errors import InvalidArgumentError, UnknownNameError, UnsupportedModelError
+from causalprune.graph.changes import Narrow, carries_on, materialised, updated
+from causalprune.graph.intervene import INTERVENTIONS, check_units
+from causalprune.graph.jobs import Job, batched, joined, part_of, pieces
+from causalprune.graph.plain_run import PlainRun, Rows
+from causalprune.graph.replacement import Removal, Replacement, unit_means
+from causalprune.graph.steps import Step
+from causalprune.graph.suffixes import Cut, Suffix, first_input, suffix_of
 from causalprune.graph.units import UnitGraph
 
 __all__ = ["Interventions"]
+
+ROW_BYTES = 4 * 2**20
+"""Largest value in one run of a suffix, so that it stays in the processor's cache."""
+GATHERING_MACS_PER_BYTE = 2
+"""What copying a byte out of the plain values costs, in multiply-accumulates."""
 
 
 class Interventions:
     """Run a network on images under do(units := value), again and again.
 
     :meth:`observe` runs the network as it is; the other methods then answer for the same images.
+    What an intervention cannot reach is taken from that run, the first convolution or linear
+    layer behind it is updated instead of run again, images on which the unit has the value
+    already are skipped, and batch norms are folded: the outputs equal those of whole forward
+    passes up to rounding. Use inside ``torch.no_grad()``, with the network in eval mode.
 
     Parameters
     ----------
     model : nn.Module
-        In eval mode.
+        In eval mode; takes [N, ...] and returns one tensor [N, ...].
     graph : UnitGraph
         Captured from `model`.
+    example : Tensor [1, ...]
+        One image.
     value : str
-        ``"zero"``.
+        ``"zero"``, ``"mean"`` (of the units over the images given to :meth:`calibrate`; one for
+        each column of a linear layer, one for each channel of a convolution) or ``"resample"``
+        (the unit's value on another of the images that are kept together).
     max_cache_bytes : int
-        Bound on what is kept of a plain run.
+        Bound on the values of the plain run that are kept. Where those of all images do not fit,
+        images are taken in parts (:attr:`images_per_part`), and what was dropped is computed
+        again when it is asked for.
+    seed : int
+        For ``"resample"``.
     """
 
     def __init__(
@@ -38,46 +61,121 @@ class Interventions:
         model: nn.Module,
         graph: UnitGraph,
         *,
+        example: Tensor,
         value: str = "zero",
         max_cache_bytes: int = 2**30,
+        seed: int = 0,
     ) -> None:
-        self._model, self._graph = model, graph
-        self._replay = Replay(trace(model), keep_all=True)
-        self._values: dict[Any, Any] = {}
-        self._inputs = torch.zeros(0)
+        if value not in INTERVENTIONS:
+            raise UnknownNameError("intervention", value, INTERVENTIONS)
+        self._model, self._graph, self._value = model, graph, value
+        self._replace = Replacement(value)
+        self._inputs = self._output = torch.zeros(0)
+        self.rows_run = 0
+        """(unit, image) pairs run so far; those skipped because nothing changes are not."""
+        at_output = {c.layer for group in graph.groups for c in group.consumers if c.at_output}
+        cut = {graph.sites[layer].node for layer in at_output} if graph.traced else set()
+        self._plain = (
+            PlainRun.of(
+                model,
+                example,
+                keep=cut,
+                max_cache_bytes=max_cache_bytes,
+                seed=seed,
+                exported=graph.exported,
+            )
+            if graph.traced
+            else None
+        )
+        self._suffixes: dict[str, Suffix] = {}
+        if self._plain is not None:
+            for group in graph.groups:
+                self._suffixes[group.name] = self._suffix([group.name])
+            self._plain.keep(self._all_needed())
+
+    @property
+    def images_per_part(self) -> int:
+        """Images whose plain values are kept at once; larger runs are taken in parts."""
+        return 2**62 if self._plain is None else self._plain.images_per_part
+
+    def cost(self, group: str) -> float:
+        """Forward-equivalents of removing one unit of `group` on one image."""
+        self._graph.group(group)
+        if self._plain is None:
+            return 1.0
+        return self._suffixes[group].macs / self._plain.seen.total_macs
+
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Take the units' means over all images of `batches` [N, ...]; before ``observe``."""
+        if self._plain is None:
+            raise UnsupportedModelError(
+                "model: do(unit := mean) needs a network that can be traced and does not "
+                "overwrite tensors that are read elsewhere"
+            )
+        cuts = [
+            (self._graph.sites[consumer.layer].node, Cut(group.name, consumer))
+            for group in self._graph.groups
+            for consumer in group.consumers
+        ]
+        self._replace = Replacement(self._value, unit_means(self._plain, cuts, batches))
+        self._plain.keep(self._all_needed())
 
     def observe(self, inputs: Tensor) -> Tensor:
         """Run the network on `inputs` [N, ...] as it is; returns its output [N, K]."""
+        if self._value == "mean" and not self._replace.means:
+            raise InvalidArgumentError("value: do(unit := mean) needs calibrate() first")
+        if self._value == "resample" and len(inputs) < 2:
+            raise InvalidArgumentError(
+                "inputs: expected at least two images for do(unit := resample), got 1"
+            )
         self._inputs = inputs
-        output: Tensor = self._replay(inputs)
-        self._values = dict(self._replay.env)
-        return output
+        self._output = self._model(inputs) if self._plain is None else self._plain.run(inputs)
+        return self._output
 
     def remove(
         self, group: str, units: Sequence[int], images: Sequence[int] | None = None
     ) -> Tensor:
-        """Return outputs [len(units), n, K] with each of `units` removed alone, on `images`."""
-        parts = []
+        """Return outputs [len(units), n, K] with each of `units` removed alone, on `images`.
+
+        Parameters
+        ----------
+        group : str
+        units : sequence of int
+        images : sequence of int, optional
+            Indices into the observed images. Default: all.
+        """
         for unit in units:
-            output = self.remove_jointly({group: [unit]})
-            parts.append(output if images is None else output[list(images)])
-        return torch.stack(parts)
+            check_units(self._graph.group(group), [unit])
+        chosen = torch.arange(len(self._inputs)) if images is None else torch.tensor(list(images))
+        result = self._output[chosen.to(self._output.device)].repeat(
+            len(units), *[1] * self._output.ndim
+        )
+        result = result.reshape(len(units), len(chosen), *self._output.shape[1:])
+        if self._plain is None:
+            for place, unit in enumerate(units):
+                result[place] = self.remove_jointly({group: [unit]})[chosen]
+            self.rows_run += len(units) * len(chosen)
+            return result
+        suffix = self._suffixes[group]
+        self._check_resampling(suffix, group)
+        for start, stop in self._plain.parts():
+            where = ((chosen >= start) & (chosen < stop)).nonzero().flatten()
+            if not len(where):
+                continue
+            self._plain.bring(start, stop, self._needed(suffix))
+            jobs = self._jobs(self._plain, suffix, group, units, chosen[where] - start, where)
+            size = max(1, ROW_BYTES // suffix.row_bytes) if suffix.by_image else 1
+            for several in batched(jobs, size):
+                outputs = self._run(self._plain, suffix, several)
+                for job, output in zip(several, outputs, strict=True):
+                    result[job.place, job.images] = output
+                    self.rows_run += job.rows.n
+        return result
 
     def remove_jointly(self, units: Mapping[str, Sequence[int]]) -> Tensor:
-        """Return the outputs [N, K] with all of `units` removed at once."""
-        if not Suffix.exact(self._replay):
-            with removed(self._model, self._graph, units):
-                whole: Tensor = self._model(self._inputs)
-                return whole
-        nodes, columns = {}, {}
-        for name, chosen in units.items():
-            group = self._graph.group(name)
-            for consumer in group.consumers:
-                node = self._graph.sites[consumer.layer].node
-                nodes[node] = consumer
-                columns[node] = consumer.columns(check_units(group, chosen))
-        output: Tensor = Suffix(self._replay, nodes)(self._values, columns)
-        return output
+        """Return the outputs [N, K] with all of `units` (by group) removed at once."""
+        chosen = {g: check_units(self._graph.group(g), indices) for g, indices in units.items()}
+        return self._remove_on_all({name: found for name, found in chosen.items() if found})
 
     def remove_masked(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Return outputs [N, K] where image n lacks the units u with ``masks[group][n, u]``.
@@ -86,12 +184,230 @@ class Interventions:
         ----------
         masks : Mapping of str to Tensor [N, n_units], bool
         """
-        rows = []
-        for row in range(len(self._inputs)):
-            units = {g: mask[row].nonzero().flatten().tolist() for g, mask in masks.items()}
-            rows.append(self.remove_jointly({g: u for g, u in units.items() if u})[row])
-        return torch.stack(rows)
+        for name, mask in masks.items():
+            expected = (len(self._inputs), self._graph.group(name).n_units)
+            if mask.shape != expected or mask.dtype != torch.bool:
+                raise InvalidArgumentError(
+                    f"masks: expected bool {list(expected)} for {name!r}, "
+                    f"got {mask.dtype} {list(mask.shape)}"
+                )
+        return self._remove_on_all(masks)
 
-    def cost(self, group: str) -> float:
-        """Forward-equivalents of removing one unit of `group` on one image."""
-        return 1.0
+    def _remove_on_all(self, removal: Removal) -> Tensor:
+        if not removal:
+            return self._output.clone()
+        if self._plain is None:
+            return self._replace.whole_run(self._model, self._graph, self._inputs, removal)
+        suffix = self._suffix(list(removal), jointly=True)
+        self._check_resampling(suffix, ", ".join(removal))
+        size = max(1, ROW_BYTES // suffix.row_bytes) if suffix.by_image else 2**62
+        parts = []
+        for start, stop in self._plain.parts():
+            self._plain.bring(start, stop, self._needed(suffix))
+            for first in range(0, stop - start, size):
+                last = min(first + size, stop - start)
+                whole = not suffix.by_image
+                rows = Rows(None if whole else slice(first, last), last - first)
+                own = {
+                    g: r[start + first : start + last] if isinstance(r, Tensor) else r
+                    for g, r in removal.items()
+                }
+                job = Job(own, rows, torch.arange(start + first, start + last))
+                parts += self._run(self._plain, suffix, [job])
+        self.rows_run += len(self._inputs)
+        return torch.cat(parts)
+
+    # ---- what has to be run ------------------------------------------------------------------
+
+    def _suffix(self, groups: Sequence[str], *, jointly: bool = False) -> Suffix:
+        assert self._plain is not None
+        cuts: dict[str, tuple[Cut, ...]] = {}
+        for name in groups:
+            for consumer in self._graph.group(name).consumers:
+                node = self._graph.sites[consumer.layer].node
+                cuts[node] = (*cuts.get(node, ()), Cut(name, consumer))
+        return suffix_of(self._plain.steps, self._plain.seen, cuts, jointly=jointly)
+
+    def _all_needed(self) -> frozenset[str]:
+        return frozenset().union(*map(self._needed, self._suffixes.values()))
+
+    def _check_resampling(self, suffix: Suffix, groups: str) -> None:
+        if self._value == "resample" and not suffix.by_image:
+            raise UnsupportedModelError(
+                f"model: do(unit := resample) on {groups!r} needs values whose first dimension is "
+                "the images; use 'zero' or 'mean'"
+            )
+
+    def _needed(self, suffix: Suffix) -> frozenset[str]:
+        """Plain values that running a suffix reads."""
+        if self._value != "resample":
+            return suffix.plain
+        assert self._plain is not None
+        cut = [step for step in self._plain.steps if step.name in suffix.cuts]
+        return suffix.plain.union(*({step.name, *step.inputs} for step in cut))
+
+    def _jobs(
+        self,
+        plain: PlainRun,
+        suffix: Suffix,
+        group: str,
+        units: Sequence[int],
+        images: Tensor,
+        where: Tensor,
+    ) -> Iterator[Job]:
+        """Cut the rows of every unit into runs; images without a change are left out."""
+        size = max(1, ROW_BYTES // suffix.row_bytes)
+        n_part = plain.stop - plain.start
+        in_order = torch.equal(images, torch.arange(n_part))
+        for place, unit in enumerate(units):
+            if not suffix.by_image:  # only the whole part can be run
+                rows = Rows(None, n_part)
+                yield Job({group: [unit]}, rows, where, place)
+                continue
+            active = self._active(plain, suffix, unit)
+            if active is not None and not self._pays(plain, suffix, float(active.float().mean())):
+                active = None
+            if active is None and in_order:
+                for first in range(0, n_part, size):
+                    cut = slice(first, min(first + size, n_part))
+                    yield Job({group: [unit]}, Rows(cut, cut.stop - first), where[cut], place)
+                continue
+            changed = torch.arange(len(images)) if active is None else active[images].nonzero()
+            for piece in torch.split(changed.flatten(), size):
+                if len(piece):
+                    rows = Rows(images[piece], len(piece))
+                    yield Job({group: [unit]}, rows, where[piece], place)
+
+    @staticmethod
+    def _pays(plain: PlainRun, suffix: Suffix, share: float) -> bool:
+        """Whether running a `share` of the images is worth gathering their plain values."""
+        gathered = sum(plain.seen.bytes_per_image[n] for n in suffix.plain & plain.seen.by_image)
+        return (1 - share) * suffix.macs > GATHERING_MACS_PER_BYTE * share * gathered
+
+    def _active(self, plain: PlainRun, suffix: Suffix, unit: int) -> Tensor | None:
+        """Images [n], bool, of the part on which removing `unit` changes anything; None: all."""
+        narrow = {step.name: step for step, means in suffix.narrow if means in ("cut", "update")}
+        if self._value != "zero" or not suffix.cuts.keys() <= narrow.keys():
+            return None
+        n_part = plain.stop - plain.start
+        active = torch.zeros(n_part, dtype=torch.bool)
+        for name, cuts in suffix.cuts.items():
+            for cut in cuts:
+                source = name if cut.consumer.at_output else first_input(narrow[name])
+                columns = cut.consumer.columns([unit])
+                if len(columns):
+                    active |= plain.nonzero(source, cut.consumer.axis)[:, columns].any(1)
+        return None if bool(active.all()) else active
+
+    # ---- running it --------------------------------------------------------------------------
+
+    def _run(self, plain: PlainRun, suffix: Suffix, jobs: Sequence[Job]) -> list[Tensor]:
+        """Return the outputs of every job, from one run of the wide steps."""
+        n_rows = [job.rows.n for job in jobs]
+        narrow = [self._run_narrow(plain, suffix, job) for job in jobs]
+        values = plain.numbers(suffix.numbers, sum(n_rows))
+        values.update({name: joined([found[name] for found in narrow]) for name in suffix.crossing})
+
+        def value_of(name: str) -> Any:
+            if name not in values:
+                values[name] = joined([plain.value(name, job.rows) for job in jobs])
+            return values[name]
+
+        output: Any = None
+        for step in suffix.wide:
+            if step.name in suffix.cuts:
+                output = self._run_cut(plain, suffix, step, value_of, jobs)
+            else:
+                output = step(value_of)
+            values[step.name] = output
+            for name in step.inputs:
+                if suffix.last_reader[name] == step.name:
+                    values.pop(name, None)
+        return list(output.split(n_rows))
+
+    def _run_narrow(self, plain: PlainRun, suffix: Suffix, job: Job) -> dict[str, Any]:
+        changes: dict[str, Narrow] = {}
+        found: dict[str, Any] = {}
+        numbers = plain.numbers(suffix.numbers, job.rows.n)
+        for step, means in suffix.narrow:
+            if means == "carry":
+                changed = {name: changes[name] for name in step.inputs if name in changes}
+                others = {
+                    name: numbers[name] if name in numbers else plain.value(name, job.rows)
+                    for name in step.inputs
+                    if name not in changed
+                }
+                change = carries_on(step, next(iter(changed.values())), others, changed)
+                changes[step.name] = change
+            elif means == "cut":
+                (cut,) = suffix.cuts[step.name]
+                changes[step.name] = self._replace.narrow(
+                    plain, step.name, cut, job.removal, job.rows
+                )
+            elif means == "attention":
+                (cut,) = suffix.cuts[step.name]
+                value_of = functools.partial(plain.value, rows=job.rows)
+                found[step.name] = self._replace.heads(
+                    plain, step, [cut], value_of, job.removal, job.rows
+                )
+            else:
+                if step.name in suffix.cuts:
+                    (cut,) = suffix.cuts[step.name]
+                    source = first_input(step)
+                    change = self._replace.narrow(plain, source, cut, job.removal, job.rows)
+                else:
+                    (change,) = (changes[name] for name in step.inputs if name in changes)
+                output = plain.value(step.name, job.rows)
+                if len(change.columns):
+                    old = plain.columns(change.base, change.axis, change.columns, job.rows)
+                    found[step.name] = updated(step, output, change, old)
+                else:  # this layer does not read the unit
+                    found[step.name] = output.clone()
+        for name in suffix.crossing & changes.keys():
+            found[name] = materialised(changes[name], plain.value(name, job.rows))
+        return found
+
+    def _run_cut(
+        self,
+        plain: PlainRun,
+        suffix: Suffix,
+        step: Step,
+        value_of: Callable[[str], Any],
+        jobs: Sequence[Job],
+    ) -> Any:
+        """Run a wide step whose input or output is cut."""
+        cuts = suffix.cuts[step.name]
+        if any(cut.consumer.kind == "attention" for cut in cuts):
+            outputs = []
+            for job, piece in zip(jobs, pieces(jobs), strict=True):
+                of_job = value_of if len(jobs) == 1 else part_of(value_of, piece)
+                outputs.append(
+                    self._replace.heads(plain, step, cuts, of_job, job.removal, job.rows)
+                )
+            return joined(outputs)
+        inner = tuple(cut for cut in cuts if not cut.consumer.at_output)
+        outer = tuple(cut for cut in cuts if cut.consumer.at_output)
+        if inner:
+            source = first_input(step)
+            patched = self._replaced(plain, source, value_of(source), inner, jobs)
+            output = step(lambda name: patched if name == source else value_of(name))
+        else:
+            output = step(value_of)
+        return self._replaced(plain, step.name, output, outer, jobs) if outer else output
+
+    def _replaced(
+        self,
+        plain: PlainRun,
+        source: str,
+        value: Tensor,
+        cuts: Sequence[Cut],
+        jobs: Sequence[Job],
+    ) -> Tensor:
+        parts = []
+        for job, piece in zip(jobs, pieces(jobs), strict=True):
+            part = value if len(jobs) == 1 else value[piece]
+            for cut in cuts:
+                donated = functools.partial(plain.donated, source, job.rows)
+                part = self._replace.in_value(part, cut, job.removal[cut.group], donated)
+            parts.append(part)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from causalprune.graph.rules import describe
+from causalprune.graph.flow import describe
 from causalprune.graph.trace import shape_of
 from causalprune.graph.units import ConsumerSite
 
@@ -33,42 +33,53 @@ _LINEAR_BEHIND = (
 )  # fmt: skip
 
 
-def site_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> ConsumerSite:
+def site_of(
+    node: fx.Node, modules: Mapping[str, nn.Module], layer: str = "", *, at_output: bool = False
+) -> ConsumerSite:
     """Follow the value of a consumer as far as the path effects can be exact.
 
     From the consumer through at most one batch norm in evaluation form, residual additions and
     inert layers to an activation that :func:`causalprune.ops.path_effects` knows. A value that is
     read more than once ends the way: behind it the cut is taken at first order.
     """
-    current, norm = node, None
+    layer = layer or str(node.target)
+    start = _tensor_of(node)
+    current, norm = start, None
     while len(current.users) == 1:
         (user,) = current.users
         module = modules.get(str(user.target)) if user.op == "call_module" else None
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            if norm is not None or current is not node or module.running_var is None:
-                return _stop(node, norm, current, user)
+            foldable = not at_output and norm is None and current is start
+            if not foldable or module.running_var is None:
+                break
             norm, current = str(user.target), user
         elif isinstance(module, _INERT) or _is_residual(user, current):
             current = user
         else:
             activation = _activation(user, module)
             if activation is None:
-                return _stop(node, norm, current, user)
-            return ConsumerSite(
-                str(node.target), node.name, norm, activation, current.name, user.name
-            )
-    return ConsumerSite(str(node.target), node.name, norm, "identity", current.name, current.name)
+                break
+            return ConsumerSite(layer, node.name, norm, activation, current.name, user.name)
+    return ConsumerSite(
+        layer, node.name, norm, "identity", current.name, current.name, _reason(layer, current)
+    )
 
 
-def _stop(node: fx.Node, norm: str | None, current: fx.Node, user: fx.Node) -> ConsumerSite:
+def _tensor_of(node: fx.Node) -> fx.Node:
+    """Return the node of the consumer's tensor, also where it returns a tuple."""
+    if shape_of(node) is not None:
+        return node
+    entries = [user for user in node.users if user.target is operator.getitem]
+    return next((entry for entry in entries if entry.args[1] == 0), node)
+
+
+def _reason(layer: str, current: fx.Node) -> str:
     # What follows a linear operator or the output is exact or first order by definition; only a
     # nonlinearity that sits where an activation would deserves a word.
-    reason = ""
-    if user.op != "output" and _is_elementwise_nonlinearity(user):
-        reason = f"{describe(user)} behind {node.target!r} is taken at first order"
-    return ConsumerSite(
-        str(node.target), node.name, norm, "identity", current.name, current.name, reason
-    )
+    users = list(current.users)
+    if len(users) != 1 or users[0].op == "output" or not _is_elementwise_nonlinearity(users[0]):
+        return ""
+    return f"{describe(users[0])} behind {layer!r} is taken at first order"
 
 
 def _is_elementwise_nonlinearity(user: fx.Node) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from causalprune.errors import UnknownNameError
+from causalprune.graph.exported import Exported
 
 __all__ = ["Consumer", "ConsumerSite", "Owned", "Span", "UnitGraph", "UnitGroup", "columns_in"]
 
@@ -37,13 +38,15 @@ def columns_in(spans: Sequence[Span], units: Sequence[int]) -> Tensor:
     >>> columns_in([Span(0, 3, start=10, stride=2, width=2)], [2, 0])
     tensor([14, 15, 10, 11])
     """
-    found = [
-        torch.arange(span.width) + span.start + (unit - span.unit) * span.stride
-        for unit in units
-        for span in spans
-        if span.unit <= unit < span.unit + span.n_units
-    ]
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
+    wanted = torch.as_tensor(list(units), dtype=torch.int64)
+    places, order = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
+    for span in spans:
+        inside = ((wanted >= span.unit) & (wanted < span.unit + span.n_units)).nonzero()
+        starts = span.start + (wanted[inside] - span.unit) * span.stride
+        places.append((starts + torch.arange(span.width)).flatten())
+        order.append(inside.expand(-1, span.width).flatten())
+    # Stable: a unit's own places stay in the order of the spans.
+    return torch.cat(places)[torch.cat(order).argsort(stable=True)]
 
 
 @dataclass(frozen=True)
@@ -192,12 +195,28 @@ class UnitGraph:
         One for every consumer of a group.
     positions : Mapping of str to int
         Output positions per image of every convolution (``Ho * Wo``) and linear layer (tokens).
+    traced : bool
+        Whether there is a graph of the network's operators. Where there is none, interventions
+        are whole forward passes with hooks, and there are no `sites`.
+    untraced : str
+        Why there is none; ``""`` where there is one.
+    exported : Exported or None
+        The graph of a network that torch.export had to trace, for
+        :func:`causalprune.graph.trace`, because exporting takes seconds.
     """
 
     groups: tuple[UnitGroup, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
     sites: Mapping[str, ConsumerSite] = field(default_factory=dict)
     positions: Mapping[str, int] = field(default_factory=dict)
+    traced: bool = True
+    untraced: str = ""
+    exported: Exported | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def removable(self) -> tuple[UnitGroup, ...]:
+        """Groups whose units can be removed for good, not only intervened on."""
+        return tuple(group for group in self.groups if not group.surgery)
 
     def group(self, name: str) -> UnitGroup:
         """Return the group called `name`.

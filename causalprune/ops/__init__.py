@@ -1,5 +1,21 @@
 """Operators on tensors, registered with ``torch.library`` under ``causalprune::``."""
 
+from causalprune.ops.channel_update import channel_update
+from causalprune.ops.histogram_information import histogram_information
 from causalprune.ops.path_effects import EDGE_STATISTICS, PathEffects, path_effects
+from causalprune.ops.relative_sensitivity import relative_sensitivity
+from causalprune.ops.spanning_tree_information import (
+    spanning_tree_crossings,
+    spanning_tree_information,
+)
 
-__all__ = ["EDGE_STATISTICS", "PathEffects", "path_effects"]
+__all__ = [
+    "EDGE_STATISTICS",
+    "PathEffects",
+    "channel_update",
+    "histogram_information",
+    "path_effects",
+    "relative_sensitivity",
+    "spanning_tree_crossings",
+    "spanning_tree_information",
+]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from causalprune.graph import UnitGraph, evaluating
+from causalprune.graph import Consumer, UnitGraph, UnitGroup, evaluating
 
 __all__ = ["Footprint", "Sizes", "sizes_of"]
 
@@ -87,7 +87,7 @@ def sizes_of(model: nn.Module, graph: UnitGraph, example: Tensor) -> Sizes:
     counter = FlopCounterMode(display=False)
     with evaluating(model), torch.no_grad(), counter:
         model(example)
-    units = {group.name: group.n_units for group in graph.groups}
+    units = {group.name: group.n_units for group in graph.removable}
     parameters = list(model.parameters())
     whole = Footprint(
         parameters=sum(p.numel() for p in parameters),
@@ -99,38 +99,57 @@ def sizes_of(model: nn.Module, graph: UnitGraph, example: Tensor) -> Sizes:
 
 
 def _terms(model: nn.Module, graph: UnitGraph) -> tuple[_Term, ...]:
-    makes = {name: group.name for group in graph.groups for name in group.producers}
-    reads = {c.layer: (group.name, c) for group in graph.groups for c in group.consumers}
+    makes = {name: group for group in graph.removable for name in group.producers}
+    reads: dict[str, list[tuple[UnitGroup, Consumer]]] = {}
+    for group in graph.removable:
+        for consumer in group.consumers:
+            reads.setdefault(consumer.layer, []).append((group, consumer))
     terms: list[_Term] = []
     for layer in dict.fromkeys([*makes, *reads]):
-        module = model.get_submodule(layer)
-        groups, weight = [], _tensor(module, "weight")
-        elements = weight.numel()
-        if layer in makes:
-            groups.append(makes[layer])
-        if layer in reads:
-            groups.append(reads[layer][0])
-        elements //= math.prod(graph.group(g).n_units for g in groups)
-        macs = elements * graph.positions[layer]
-        terms.append(_Term(tuple(groups), elements, macs, elements * weight.element_size()))
-        if layer in makes and module.bias is not None:
-            terms.append(_vector(makes[layer], _tensor(module, "bias")))
-    for group in graph.groups:
-        for layer in group.layers("depthwise"):
-            weight = _tensor(model.get_submodule(layer), "weight")
-            elements = weight[0].numel()
-            macs = elements * graph.positions[layer]
-            terms.append(_Term((group.name,), elements, macs, elements * weight.element_size()))
-            bias = model.get_submodule(layer).bias
-            if isinstance(bias, Tensor):
-                terms.append(_vector(group.name, bias))
-        for layer in group.layers("norm"):
-            module = model.get_submodule(layer)
-            for name in ("weight", "bias", "running_mean", "running_var"):
-                vector = getattr(module, name)
-                if isinstance(vector, Tensor):
-                    terms.append(_vector(group.name, vector))
+        module, positions = model.get_submodule(layer), graph.positions[layer]
+        terms += _weight_terms(module, positions, makes.get(layer), reads.get(layer, []))
+    for group in graph.removable:
+        for owned in group.owned:
+            per_unit = sum(span.n_units * span.width for span in owned.spans) // group.n_units
+            module = model.get_submodule(owned.layer)
+            if owned.role == "depthwise":
+                weight = _tensor(module, "weight")
+                elements = weight[0].numel() * per_unit
+                macs = elements * graph.positions[owned.layer]
+                n_bytes = elements * weight.element_size()
+                terms.append(_Term((group.name,), elements, macs, n_bytes))
+            names = {
+                "producer": ("bias",),
+                "depthwise": ("bias",),
+                "norm": ("weight", "bias", "running_mean", "running_var"),
+            }[owned.role]
+            vectors = [getattr(module, name) for name in names]
+            terms += [_vector(group.name, v, per_unit) for v in vectors if isinstance(v, Tensor)]
     return tuple(terms)
+
+
+def _weight_terms(
+    module: nn.Module,
+    positions: int,
+    made: UnitGroup | None,
+    read: Sequence[tuple[UnitGroup, Consumer]],
+) -> list[_Term]:
+    """Terms of a weight whose rows are units, and whose columns are those of several groups."""
+    weight = _tensor(module, "weight")
+    kernel = weight[0, 0].numel()
+    rows = 1 if made is not None else weight.shape[0]
+    makers = () if made is None else (made.name,)
+    columns = [((*makers, group.name), consumer.features_per_unit) for group, consumer in read]
+    rest = weight.shape[1] - sum(g.n_units * c.features_per_unit for g, c in read)
+    if rest and makers:
+        columns.append((makers, rest))
+    terms = []
+    for groups, width in columns:
+        elements = rows * width * kernel
+        terms.append(
+            _Term(groups, elements, elements * positions, elements * weight.element_size())
+        )
+    return terms
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor:
@@ -139,6 +158,6 @@ def _tensor(module: nn.Module, name: str) -> Tensor:
     return tensor
 
 
-def _vector(group: str, vector: Tensor) -> _Term:
+def _vector(group: str, vector: Tensor, per_unit: int) -> _Term:
     trained = isinstance(vector, nn.Parameter)
-    return _Term((group,), 1, 0, vector.element_size(), trained)
+    return _Term((group,), per_unit, 0, per_unit * vector.element_size(), trained)

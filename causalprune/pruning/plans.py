@@ -51,7 +51,7 @@ class Plan:
     before, after : Footprint
         Size of the network.
     table : tuple of PlanRow
-        One row per group.
+        One row per group whose units can be removed for good.
     fingerprint : str
         :func:`causalprune.scoring.fingerprint` of the network that the plan is for.
     example_shape : tuple of int

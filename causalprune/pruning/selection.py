@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from causalprune.errors import InvalidArgumentError, UnknownNameError
+from causalprune.errors import InvalidArgumentError, UnknownNameError, UnsupportedModelError
 from causalprune.graph import UnitGraph, capture
 from causalprune.pruning.footprint import Footprint, Sizes, sizes_of
 from causalprune.pruning.plans import Plan, PlanRow
@@ -38,7 +38,8 @@ def plan(
     by what the unit alone would save of `of` (importances on the scale of an outcome compare
     across layers), or the plain importance for l1, l2 and random; for ``scope="layer"`` the
     quantile of the importance within its layer, so that every layer loses about the same fraction
-    of its units. A layer always keeps at least one unit. Nothing is changed.
+    of its units. A layer always keeps at least one unit. Units that can be intervened on but not
+    removed for good (attention heads, shuffled channels) stay. Nothing is changed.
 
     Parameters
     ----------
@@ -67,7 +68,9 @@ def plan(
     InvalidArgumentError
         If an argument is out of range, or `scores` belong to another network.
     UnknownNameError
-        If `protect` names a layer without removable units.
+        If `protect` names a layer without units.
+    UnsupportedModelError
+        If the network has no unit that can be removed for good.
 
     Examples
     --------
@@ -86,6 +89,7 @@ def plan(
         )
     image = example_of(model, scores.example_shape, scores.example_dtype, example)
     graph = capture(model, image)
+    _check_removable(model, graph)
     importance = _importance(graph, scores)
     sizes = sizes_of(model, graph, image)
     ranks = _ranks(importance, sizes, scores, of, scope)
@@ -93,10 +97,10 @@ def plan(
     removed, reached = _closest(order, sizes, float(ratio), of)
     remove = {
         g.name: units
-        for g in graph.groups
+        for g in graph.removable
         if (units := tuple(sorted(unit for name, unit in removed if name == g.name)))
     }
-    kept = {g.name: g.n_units - len(remove.get(g.name, ())) for g in graph.groups}
+    kept = {g.name: g.n_units - len(remove.get(g.name, ())) for g in graph.removable}
     after = sizes.footprint(kept)
     return Plan(
         remove=remove,
@@ -108,7 +112,7 @@ def plan(
         method=scores.method,
         before=sizes.whole,
         after=after,
-        table=tuple(PlanRow(g.name, g.kind, g.n_units, kept[g.name]) for g in graph.groups),
+        table=tuple(PlanRow(g.name, g.kind, g.n_units, kept[g.name]) for g in graph.removable),
         fingerprint=scores.fingerprint,
         example_shape=tuple(image.shape),
         example_dtype=str(image.dtype).removeprefix("torch."),
@@ -139,9 +143,19 @@ def check_request(ratio: object, of: str, scope: str) -> None:
         raise UnknownNameError("scope", scope, ("global", "layer"))
 
 
+def _check_removable(model: nn.Module, graph: UnitGraph) -> None:
+    if graph.removable:
+        return
+    reasons = {group.name: group.surgery for group in graph.groups} | dict(graph.refused)
+    told = "; ".join(f"{layer}: {reason}" for layer, reason in reasons.items())
+    raise UnsupportedModelError(
+        f"model: no unit of {type(model).__name__} can be removed for good ({told or 'no layers'})"
+    )
+
+
 def _importance(graph: UnitGraph, scores: Scores) -> dict[str, list[float]]:
     frame, found = scores.frame, {}
-    for group in graph.groups:
+    for group in graph.removable:
         rows = frame[frame["group"] == group.name].sort_values("unit")
         if rows["unit"].tolist() != list(range(group.n_units)):
             raise InvalidArgumentError(
@@ -184,8 +198,8 @@ def _ranks(
 
 def _removable(graph: UnitGraph, ranks: Mapping[Unit, float], protected: set[str]) -> list[Unit]:
     """Units in the order in which they go; the last unit of a group never does."""
-    place = {group.name: index for index, group in enumerate(graph.groups)}
-    left = {group.name: group.n_units for group in graph.groups}
+    place = {group.name: index for index, group in enumerate(graph.removable)}
+    left = {group.name: group.n_units for group in graph.removable}
     order: list[Unit] = []
     for name, unit in sorted(ranks, key=lambda u: (ranks[u], place[u[0]], u[1])):
         if name not in protected and left[name] > 1:

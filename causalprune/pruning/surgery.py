@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError, UnsupportedModelError
-from causalprune.graph import Consumer, UnitGraph, UnitGroup, capture, evaluating, removed
+from causalprune.graph import UnitGraph, capture, evaluating, removed
 from causalprune.graph.intervene import check_units
 from causalprune.pruning.plans import Plan
 from causalprune.pruning.selection import example_of
@@ -45,7 +46,8 @@ def apply(model: nn.Module, plan: Plan, *, example: Tensor | None = None) -> nn.
     Raises
     ------
     InvalidArgumentError
-        If `plan` is for another network, or names units that do not exist, or all of a group.
+        If `plan` is for another network, or names units that do not exist or cannot be removed
+        for good, or all units of a group.
     UnsupportedModelError
         If the smaller network does not compute what the masked one does (its forward depends on
         the number of units in a way that the trace does not show).
@@ -73,60 +75,98 @@ def apply(model: nn.Module, plan: Plan, *, example: Tensor | None = None) -> nn.
         )
     image = example_of(model, plan.example_shape, plan.example_dtype, example)
     graph = capture(model, image)
-    kept = _kept_units(graph, plan)
+    _check_units(graph, plan)
     try:
         small = copy.deepcopy(model)
     except Exception as error:  # user modules may hold anything
         raise UnsupportedModelError(f"model: cannot be copied: {error}") from error
-    for group in graph.groups:
-        if group.name in kept:
-            _shrink(small, group, torch.tensor(kept[group.name]))
+    _shrink(small, graph, plan.remove)
     _verify(model, small, graph, plan, image)
     return small
 
 
-def _kept_units(graph: UnitGraph, plan: Plan) -> dict[str, list[int]]:
-    kept = {}
+def _check_units(graph: UnitGraph, plan: Plan) -> None:
     for name, units in plan.remove.items():
         group = graph.group(name)
-        gone = set(check_units(group, units, "plan.remove"))
-        kept[name] = [unit for unit in range(group.n_units) if unit not in gone]
-        if not kept[name]:
+        gone = check_units(group, units, "plan.remove")
+        if group.surgery:
+            raise InvalidArgumentError(
+                f"plan.remove: expected units that can be removed for good, got units of {name!r}: "
+                f"{group.surgery}"
+            )
+        if len(gone) == group.n_units:
             raise InvalidArgumentError(
                 f"plan.remove: expected at least one unit of {name!r} to stay, got all removed"
             )
-    return kept
 
 
-def _shrink(model: nn.Module, group: UnitGroup, kept: Tensor) -> None:
-    for name in group.producers:
-        module = model.get_submodule(name)
-        _slice(module, ("weight", "bias"), 0, kept)
-        if isinstance(module, nn.Conv2d):
-            module.out_channels = len(kept)
-        elif isinstance(module, nn.Linear):
-            module.out_features = len(kept)
-    for name in group.layers("depthwise"):
-        module = model.get_submodule(name)
-        assert isinstance(module, nn.Conv2d)
-        _slice(module, ("weight", "bias"), 0, kept)
-        module.in_channels = module.out_channels = module.groups = len(kept)
-    for name in group.layers("norm"):
-        module = model.get_submodule(name)
-        assert isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
-        _slice(module, ("weight", "bias", "running_mean", "running_var"), 0, kept)
-        module.num_features = len(kept)
-    for consumer in group.consumers:
-        _shrink_input(model.get_submodule(consumer.layer), consumer, kept)
+def _shrink(model: nn.Module, graph: UnitGraph, remove: Mapping[str, Sequence[int]]) -> None:
+    """Slice every layer once, by what the units of all groups together take from it.
+
+    A layer behind a concatenation holds channels of several groups, and perhaps of none.
+    """
+    gone: dict[tuple[str, str], list[Tensor]] = {}
+    for name, units in remove.items():
+        group = graph.group(name)
+        chosen = sorted(set(units))
+        for owned in group.owned:
+            gone.setdefault((owned.layer, owned.role), []).append(owned.columns(chosen))
+        for consumer in group.consumers:
+            gone.setdefault((consumer.layer, "consumer"), []).append(consumer.columns(chosen))
+    for (layer, role), columns in gone.items():
+        _SLICERS[role](model.get_submodule(layer), torch.cat(columns))
 
 
-def _shrink_input(module: nn.Module, consumer: Consumer, kept: Tensor) -> None:
-    columns = consumer.columns(kept.tolist())
-    _slice(module, ("weight",), 1, columns)
+def _kept(size: int, gone: Tensor) -> Tensor:
+    mask = torch.ones(size, dtype=torch.bool)
+    mask[gone] = False
+    return mask.nonzero().flatten()
+
+
+def _slice_producer(module: nn.Module, gone: Tensor) -> None:
+    kept = _kept(_weight(module).shape[0], gone)
+    _slice(module, ("weight", "bias"), 0, kept)
     if isinstance(module, nn.Conv2d):
-        module.in_channels = len(columns)
+        module.out_channels = len(kept)
     elif isinstance(module, nn.Linear):
-        module.in_features = len(columns)
+        module.out_features = len(kept)
+
+
+def _slice_depthwise(module: nn.Module, gone: Tensor) -> None:
+    assert isinstance(module, nn.Conv2d)
+    kept = _kept(module.out_channels, gone)
+    _slice(module, ("weight", "bias"), 0, kept)
+    module.in_channels = module.out_channels = module.groups = len(kept)
+
+
+def _slice_norm(module: nn.Module, gone: Tensor) -> None:
+    assert isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d))
+    kept = _kept(module.num_features, gone)
+    _slice(module, ("weight", "bias", "running_mean", "running_var"), 0, kept)
+    module.num_features = len(kept)
+
+
+def _slice_consumer(module: nn.Module, gone: Tensor) -> None:
+    kept = _kept(_weight(module).shape[1], gone)
+    _slice(module, ("weight",), 1, kept)
+    if isinstance(module, nn.Conv2d):
+        module.in_channels = len(kept)
+    elif isinstance(module, nn.Linear):
+        module.in_features = len(kept)
+
+
+_SLICERS: dict[str, Callable[[nn.Module, Tensor], None]] = {
+    "producer": _slice_producer,
+    "depthwise": _slice_depthwise,
+    "norm": _slice_norm,
+    "consumer": _slice_consumer,
+}
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _slice(module: nn.Module, names: tuple[str, ...], dim: int, index: Tensor) -> None:

@@ -1,5 +1,16 @@
 """Plain-torch float64 oracles: each operator's definition, written to be read, not to be fast."""
 
+from causalprune.reference.channel_update import channel_update
+from causalprune.reference.histogram_information import histogram_information
 from causalprune.reference.path_effects import ACTIVATIONS, path_effects
+from causalprune.reference.relative_sensitivity import relative_sensitivity
+from causalprune.reference.spanning_tree_information import spanning_tree_crossings
 
-__all__ = ["ACTIVATIONS", "path_effects"]
+__all__ = [
+    "ACTIVATIONS",
+    "channel_update",
+    "histogram_information",
+    "path_effects",
+    "relative_sensitivity",
+    "spanning_tree_crossings",
+]

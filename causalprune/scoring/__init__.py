@@ -1,8 +1,34 @@
 """How much a network's outcome depends on each of its units: methods, outcomes, Scores."""
 
-from causalprune.scoring import ablation, chance, norms, path, taylor  # noqa: F401  (register)
+from causalprune.scoring import (  # noqa: F401  (register)
+    ablation,
+    banzhaf,
+    blame,
+    bn_scale,
+    cexcnn,
+    chance,
+    conductance,
+    cswap,
+    datafree,
+    edge_patching,
+    ft,
+    mint,
+    norms,
+    path,
+    pfp,
+    responsibility,
+    sipp,
+    snip,
+    taylor,
+    thinet,
+    variance,
+    wt,
+)
 from causalprune.scoring.data import Batch, Batches, as_batches
 from causalprune.scoring.driver import score
+from causalprune.scoring.explanatory import explain
+from causalprune.scoring.explanatory_graph import ExplanatoryGraph
+from causalprune.scoring.explanatory_maps import attribution_map, stability
 from causalprune.scoring.methods import (
     METHODS,
     Job,
@@ -14,12 +40,14 @@ from causalprune.scoring.methods import (
 )
 from causalprune.scoring.outcomes import OUTCOMES, Outcome, register_outcome, resolve_outcome
 from causalprune.scoring.scores import Scores, fingerprint
+from causalprune.scoring.sharding import score_sharded
 
 __all__ = [
     "METHODS",
     "OUTCOMES",
     "Batch",
     "Batches",
+    "ExplanatoryGraph",
     "Job",
     "Method",
     "MethodResult",
@@ -27,10 +55,14 @@ __all__ = [
     "Scores",
     "UnitScores",
     "as_batches",
+    "attribution_map",
+    "explain",
     "fingerprint",
     "register_method",
     "register_outcome",
     "resolve_method",
     "resolve_outcome",
     "score",
+    "score_sharded",
+    "stability",
 ]

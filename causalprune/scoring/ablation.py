@@ -7,36 +7,83 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from causalprune.errors import InvalidArgumentError
 from causalprune.graph import Interventions
 from causalprune.scoring.data import Batch
-from causalprune.scoring.intervals import PairedMean
-from causalprune.scoring.methods import Job, UnitScores, register_method
+from causalprune.scoring.methods import Job, MethodResult, UnitScores, register_method
 from causalprune.scoring.outcomes import evaluate
+from causalprune.scoring.tally import Tally
 
 __all__ = ["ExactEffects", "ablation"]
 
 
-@register_method("ablation")
-def ablation(job: Job) -> Mapping[str, UnitScores]:
+@register_method("ablation", takes_budget=True, shards=())
+def ablation(
+    job: Job,
+    *,
+    ratio: float = 0.5,
+    surrogate: str | None = None,
+    rank: str = "importance",
+    scope: str = "global",
+    population: str = "distribution",
+) -> Mapping[str, UnitScores] | MethodResult:
     """Total effect of do(unit := value) on the outcome: the reference of every cheaper score.
 
     Per image, Y with the unit intervened on where its consumers read, minus Y. What lies before
     the consumers is computed once a batch (suffix replay), which changes no value.
+
+    With a budget, exact effects are computed only where the decision which units to remove is
+    open, and a surrogate of all images makes up for those that are left out
+    (:func:`causalprune.scoring.racing.race`). The options below belong to that; `ratio` is also
+    what the importances are sharpest for.
+
+    Parameters
+    ----------
+    job : Job
+    ratio : float
+        Fraction of the units that is to be removed, in (0, 1).
+    surrogate : str, optional
+        ``"log_odds"``, ``"path"``, ``"taylor"``, ``"logit"`` or ``"none"``
+        (:func:`causalprune.scoring.surrogates.surrogate_of`). Default: the best one that costs
+        no more than ``"path"``. An outcome without a gradient has ``"none"``.
+    rank : str
+        What decides: ``"importance"`` (mean of abs(Y_do - Y)) or ``"effect"`` (mean of Y_do - Y,
+        for the worse).
+    scope : str
+        ``"global"``: one boundary for all units; ``"layer"``: one in every group.
+    population : str
+        Whether effects and their intervals are of the ``"distribution"`` that the images were
+        drawn from, or of the ``"images"`` at hand.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If an option is out of range or given without a budget, or the budget does not pay for
+        the surrogate, or without one for one image.
     """
+    # Imported here, because a race computes exact effects with what is below.
+    from causalprune.scoring.racing import RaceOptions, race
+
+    options = RaceOptions(ratio, surrogate, rank, scope, population)
+    if job.budget is not None:
+        return race(job, options)
+    if options != RaceOptions():
+        raise InvalidArgumentError(
+            "budget: expected one with the options ratio, surrogate, rank, scope, population; "
+            "without a budget every unit is computed on every image"
+        )
     exact = ExactEffects(job)
-    totals = {group.name: PairedMean(group.n_units) for group in job.graph.groups}
+    tally = Tally(job, by_group=True)
     n_batches = job.batches.n_batches
     total = None if n_batches is None else n_batches * len(job.graph.groups)
     with torch.no_grad(), job.bar("exact ablation", total) as advance:
-        for batch in job.batches:
+        for batch in tally.batches():
             exact.observe(batch)
-            for group in job.graph.groups:
-                totals[group.name].update(exact.effects(group.name, range(group.n_units)))
+            for group in tally.groups():
+                effects = exact.effects(group.name, range(group.n_units))
+                tally.add(group.name, effects, exact.interventions.cost(group.name) * len(effects))
                 advance()
-    return {
-        name: UnitScores.of(mean, exact.interventions.cost(name) * mean.n)
-        for name, mean in totals.items()
-    }
+    return tally.scores()
 
 
 class ExactEffects:
@@ -53,8 +100,16 @@ class ExactEffects:
     def __init__(self, job: Job) -> None:
         self._job = job
         self.interventions = Interventions(
-            job.model, job.graph, value=job.intervention, max_cache_bytes=job.max_cache_bytes
+            job.model,
+            job.graph,
+            example=job.batches.example,
+            value=job.intervention,
+            max_cache_bytes=job.max_cache_bytes,
+            seed=job.seed,
         )
+        if job.intervention == "mean":
+            with torch.no_grad():
+                self.interventions.calibrate(batch.inputs for batch in job.batches)
         self._targets: Tensor | None = None
         self._plain = torch.zeros(0)
 

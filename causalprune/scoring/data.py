@@ -50,6 +50,18 @@ class Batches:
         begun, self._begun = self._begun, None
         return self._open_pass() if begun is None else begun
 
+    def labelled(self) -> Iterator[Batch]:
+        """Begin a pass whose targets are class indices, for methods that need them at times.
+
+        Raises
+        ------
+        DataError
+            If targets are missing or are no class indices.
+        """
+        for index, batch in enumerate(self):
+            targets = _class_indices(batch.targets, len(batch.inputs), index)
+            yield Batch(batch.inputs, targets)
+
     def collect(self) -> Batch:
         """Return all images as one batch, for methods that draw them in an order of their own."""
         parts = list(self)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,14 +14,21 @@ from causalprune.errors import InvalidArgumentError, UnknownNameError, Unsupport
 from causalprune.graph import INTERVENTIONS, UnitGraph, capture, evaluating
 from causalprune.scoring.data import as_batches
 from causalprune.scoring.intervals import student_t_quantile
-from causalprune.scoring.methods import Job, Method, MethodResult, UnitScores, resolve_method
+from causalprune.scoring.methods import (
+    METHODS,
+    Job,
+    Method,
+    MethodResult,
+    UnitScores,
+    resolve_method,
+)
 from causalprune.scoring.outcomes import Outcome, resolve_outcome
-from causalprune.scoring.scores import COLUMNS, Scores, fingerprint
+from causalprune.scoring.scores import COLUMNS, Scores, as_table, fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["score"]
+__all__ = ["open_job", "run_job", "score"]
 
 
 def score(
@@ -115,6 +123,47 @@ def score(
     >>> float(scores.frame["effect"][1]), scores.frame["category"][1]
     (0.0, 'neutral')
     """
+    with open_job(
+        model,
+        data,
+        method,
+        outcome,
+        budget,
+        units=units,
+        intervention=intervention,
+        confidence=confidence,
+        max_images=max_images,
+        batch_size=batch_size,
+        max_cache_bytes=max_cache_bytes,
+        seed=seed,
+        progress=progress,
+        options=options,
+    ) as (chosen, job):
+        return run_job(chosen, job, options)
+
+
+@contextmanager
+def open_job(
+    model: nn.Module,
+    data: Any,
+    method: str,
+    outcome: str | Callable[..., Tensor] = "loss",
+    budget: float | None = None,
+    *,
+    units: str = "groups",
+    intervention: str = "zero",
+    confidence: float = 0.95,
+    max_images: int | None = None,
+    batch_size: int = 256,
+    max_cache_bytes: int = 2**30,
+    seed: int = 0,
+    progress: bool = False,
+    options: Mapping[str, Any],
+) -> Iterator[tuple[Method, Job]]:
+    """Check the arguments of :func:`score` and yield the method and what it works on.
+
+    Inside the ``with`` block the network is in eval mode and torch's own generator is seeded.
+    """
     chosen, wanted = resolve_method(method), resolve_outcome(outcome)
     _check_arguments(model, chosen, wanted, confidence, seed)
     _check_numbers(budget, max_images, batch_size, max_cache_bytes)
@@ -147,19 +196,26 @@ def score(
             seed=seed,
             progress=progress,
         )
-        found = chosen.function(job, **options)
-        result = found if isinstance(found, MethodResult) else MethodResult(found)
-        _check_results(graph, result.units, chosen)
+        yield chosen, job
+
+
+def run_job(method: Method, job: Job, options: Mapping[str, Any]) -> Scores:
+    """Run a method on what :func:`open_job` yielded, inside its ``with`` block."""
+    found = method.function(job, **options)
+    result = found if isinstance(found, MethodResult) else MethodResult(found)
+    _check_results(job.graph, result.units, method)
+    measured = result.outcome or job.outcome
     return Scores(
-        frame=_frame(graph, result.units, wanted, confidence),
-        method=chosen.name,
-        outcome=wanted.name,
-        confidence=confidence,
-        fingerprint=fingerprint(model),
-        example_shape=tuple(batches.example.shape),
-        example_dtype=str(batches.example.dtype).removeprefix("torch."),
-        notes=(*_notes(graph, chosen), *result.notes),
+        frame=_frame(job.graph, result.units, measured, job.confidence),
+        method=method.name,
+        outcome=measured.name,
+        confidence=job.confidence,
+        fingerprint=fingerprint(job.model),
+        example_shape=tuple(job.batches.example.shape),
+        example_dtype=str(job.batches.example.dtype).removeprefix("torch."),
+        notes=(*_notes(job.graph, method), *result.notes),
         edges={layer: edge.detach().cpu().numpy() for layer, edge in result.edges.items()},
+        tables={name: as_table(name, columns) for name, columns in result.tables.items()},
     )
 
 
@@ -211,6 +267,12 @@ def _check_choices(
         raise UnknownNameError("choice of units", units, ("groups", "filters"))
     if intervention not in INTERVENTIONS:
         raise UnknownNameError("intervention", intervention, INTERVENTIONS)
+    if budget is not None and not method.takes_budget:
+        able = ", ".join(sorted(name for name, known in METHODS.items() if known.takes_budget))
+        raise InvalidArgumentError(
+            f"budget: expected none for method {method.name!r}, got {budget!r}; methods that work "
+            f"within a budget: {able}"
+        )
     for name in options:
         if name not in method.options:
             raise UnknownNameError(f"option of method {method.name!r}", name, method.options)

@@ -39,19 +39,48 @@ class PairedMean:
     def update(self, effects: Tensor) -> None:
         """Add the effects [N, n_units] of N more images."""
         effects = effects.detach().to("cpu", torch.float64)
-        n = effects.shape[0]
-        mean = effects.mean(0)
-        delta = mean - self.mean
-        self._squares += (effects - mean).square().sum(0)
-        self._squares += delta.square() * (self.n * n / (self.n + n))
-        self._absolute += effects.abs().sum(0)
-        self.mean = self.mean + delta * (n / (self.n + n))
-        self.n += n
+        if not len(effects):
+            return
+        added = PairedMean(effects.shape[1])
+        added.n, added.mean = len(effects), effects.mean(0)
+        added._squares = (effects - added.mean).square().sum(0)
+        added._absolute = effects.abs().sum(0)
+        self.merge(added)
+
+    def merge(self, other: PairedMean) -> None:
+        """Add the images of `other`; the same parts in the same order give the same bits."""
+        if not other.n:
+            return
+        n = self.n + other.n
+        delta = other.mean - self.mean
+        self._squares = self._squares + other._squares
+        self._squares += delta.square() * (self.n * other.n / n)
+        self._absolute = self._absolute + other._absolute
+        self.mean = self.mean + delta * (other.n / n)
+        self.n = n
+
+    def state(self) -> Tensor:
+        """Return the sufficient statistics [4, n_units], float64: n, mean, squares, absolute."""
+        n = torch.full_like(self.mean, self.n)
+        return torch.stack([n, self.mean, self._squares, self._absolute])
+
+    @classmethod
+    def of_state(cls, state: Tensor) -> PairedMean:
+        """Rebuild what :meth:`state` described."""
+        found = cls(state.shape[1])
+        found.n = int(state[0, 0]) if state.shape[1] else 0
+        found.mean, found._squares, found._absolute = (row.clone() for row in state[1:])
+        return found
 
     @property
     def mean_absolute(self) -> Tensor:
         """Mean over images of the absolute effect [n_units]."""
         return self._absolute / self.n
+
+    @property
+    def variance(self) -> Tensor:
+        """Mean squared deviation from the mean [n_units]."""
+        return self._squares / self.n
 
     @property
     def standard_error(self) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -13,7 +14,10 @@ from causalprune.errors import InvalidArgumentError, UnknownNameError
 from causalprune.graph import UnitGraph
 from causalprune.scoring.data import Batches
 from causalprune.scoring.intervals import PairedMean
-from causalprune.scoring.outcomes import Outcome
+from causalprune.scoring.outcomes import OUTCOMES, Outcome
+
+if TYPE_CHECKING:
+    from causalprune.scoring.tally import Share
 
 __all__ = [
     "METHODS",
@@ -21,6 +25,7 @@ __all__ = [
     "Method",
     "MethodResult",
     "UnitScores",
+    "fixed_outcome",
     "register_method",
     "resolve_method",
 ]
@@ -48,6 +53,9 @@ class Job:
     seed : int
     progress : bool
         Whether to show a progress bar.
+    share : Share or None
+        What this process does of a job that is spread over several; ``None``: all of it. Methods
+        meet it through :class:`causalprune.scoring.tally.Tally` alone.
     """
 
     model: nn.Module
@@ -60,6 +68,7 @@ class Job:
     max_cache_bytes: int = 2**30
     seed: int = 0
     progress: bool = False
+    share: Share | None = None
 
     @property
     def n_units(self) -> int:
@@ -77,6 +86,38 @@ class Job:
         with Progress() as display:
             task = display.add_task(label, total=total)
             yield lambda: display.advance(task)
+
+
+def fixed_outcome(job: Job, method: str, outcome: Outcome) -> Job:
+    """Return `job` with the outcome that a method's definition fixes.
+
+    Parameters
+    ----------
+    job : Job
+    method : str
+        Named in the error.
+    outcome : Outcome
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the user asked for yet another outcome than ``score``'s default.
+
+    Examples
+    --------
+    >>> from causalprune.scoring.data import as_batches
+    >>> import torch
+    >>> images = as_batches(torch.zeros(1, 2), labels=False)
+    >>> job = Job(nn.Identity(), UnitGraph(()), images, OUTCOMES["loss"])
+    >>> fixed_outcome(job, "cexcnn", OUTCOMES["correctness"]).outcome.name
+    'correctness'
+    """
+    if job.outcome not in (OUTCOMES["loss"], outcome):
+        raise InvalidArgumentError(
+            f"outcome: method {method!r} is defined on {outcome.name!r}, leave out `outcome`; "
+            f"got {job.outcome.name!r}"
+        )
+    return replace(job, outcome=outcome)
 
 
 @dataclass(frozen=True)
@@ -139,11 +180,18 @@ class MethodResult:
         weight (single weights). What they mean is the method's to say.
     notes : tuple of str
         What a reader of the scores should know.
+    tables : Mapping of str to Mapping of str to sequence
+        Table name to its columns, each a Tensor, an array or a sequence [rows] of numbers, truth
+        values or strings: whatever has another shape than one row per unit.
+    outcome : Outcome or None
+        What `effect` is in, where the method's definition fixes it; ``None``: the job's outcome.
     """
 
     units: Mapping[str, UnitScores]
     edges: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    outcome: Outcome | None = None
 
 
 MethodFunction = Callable[..., "Mapping[str, UnitScores] | MethodResult"]
@@ -158,6 +206,8 @@ class Method:
     needs_data: bool
     needs_labels: bool
     needs_gradient: bool
+    shards: tuple[str, ...] | None = None
+    takes_budget: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -170,7 +220,13 @@ METHODS: dict[str, Method] = {}
 
 
 def register_method(
-    name: str, *, needs_data: bool = True, needs_labels: bool = True, needs_gradient: bool = False
+    name: str,
+    *,
+    needs_data: bool = True,
+    needs_labels: bool = True,
+    needs_gradient: bool = False,
+    shards: tuple[str, ...] | None = None,
+    takes_budget: bool = False,
 ) -> Callable[[MethodFunction], MethodFunction]:
     """Make a scoring method known under `name` (decorator).
 
@@ -188,6 +244,11 @@ def register_method(
         Whether it evaluates the outcome, and so needs targets where the outcome does.
     needs_gradient : bool
         Whether the outcome must be differentiable.
+    shards : tuple of str, optional
+        Options with which it can be spread over processes, because it adds up effects in a
+        :class:`causalprune.scoring.tally.Tally` and gives nothing else. Default: it cannot.
+    takes_budget : bool
+        Whether it can work within ``job.budget`` forward-equivalents.
 
     Raises
     ------
@@ -207,7 +268,9 @@ def register_method(
     def register(function: MethodFunction) -> MethodFunction:
         if name in METHODS:
             raise InvalidArgumentError(f"name: expected a new method name, got {name!r}")
-        METHODS[name] = Method(name, function, needs_data, needs_labels, needs_gradient)
+        METHODS[name] = Method(
+            name, function, needs_data, needs_labels, needs_gradient, shards, takes_budget
+        )
         return function
 
     return register

@@ -13,20 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from causalprune.errors import MissingDependencyError, RecordError
+from causalprune.errors import InvalidArgumentError, MissingDependencyError, RecordError
 from causalprune.files import replace_file
+from causalprune.scoring.explanatory_graph import ExplanatoryGraph
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLUMNS", "Scores", "fingerprint"]
+__all__ = ["COLUMNS", "Scores", "as_table", "fingerprint"]
 
 SCHEMA = 1
 EDGES = "edges/"
+TABLES = "tables/"
 
 COLUMNS: dict[str, str] = {
     "layer": "U",
@@ -90,6 +92,9 @@ class Scores:
     edges : Mapping of str to ndarray
         Layer name to the scores of its connections [O, I], or of its single weights (shape of
         the weight), where the method gives them.
+    tables : Mapping of str to pandas.DataFrame
+        What the method gives beside one row per unit, such as a row per unit and class; the
+        method describes its tables.
 
     Examples
     --------
@@ -110,6 +115,7 @@ class Scores:
     example_dtype: str = "float32"
     notes: tuple[str, ...] = ()
     edges: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return one line: what was scored, on how much, and what was found."""
@@ -129,6 +135,16 @@ class Scores:
         order = self.frame.sort_values("importance", ascending=False, kind="stable")
         return order.head(n).reset_index(drop=True)
 
+    def graph(self, target_class: int) -> ExplanatoryGraph:
+        """Return the causal explanatory graph of a class (``method="path"``, ``graphs=[...]``).
+
+        Raises
+        ------
+        DataError
+            If there is none; the message names the classes that there are.
+        """
+        return ExplanatoryGraph.from_tables(self.tables, target_class)
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the scores to `path` (.npz, no pickle), atomically; returns the path."""
         arrays: dict[str, Any] = {
@@ -142,9 +158,13 @@ class Scores:
             "example_shape": list(self.example_shape),
             "example_dtype": self.example_dtype,
             "notes": list(self.notes),
+            "tables": {name: list(table.columns) for name, table in self.tables.items()},
             "schema": SCHEMA,
         }
         arrays.update({EDGES + layer: values for layer, values in self.edges.items()})
+        for name, table in self.tables.items():
+            for column in table.columns:
+                arrays[f"{TABLES}{name}/{column}"] = _storable(table[column].to_numpy())
         content = io.BytesIO()
         np.savez_compressed(content, meta=np.array(json.dumps(meta)), **arrays)
         return replace_file(path, content.getvalue())
@@ -166,6 +186,7 @@ class Scores:
                 meta = json.loads(str(archive["meta"]))
                 frame = pd.DataFrame({name: archive[name] for name in COLUMNS})
                 edges = {k[len(EDGES) :]: archive[k] for k in archive.files if k.startswith(EDGES)}
+                tables = _read_tables(archive, meta.get("tables", {}))
             if meta["schema"] != SCHEMA:
                 raise RecordError(f"{path}: expected scores schema {SCHEMA}, got {meta['schema']}")
             return cls(
@@ -178,6 +199,7 @@ class Scores:
                 example_dtype=meta["example_dtype"],
                 notes=tuple(meta["notes"]),
                 edges=edges,
+                tables=tables,
             )
         except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
             if isinstance(error, RecordError):
@@ -222,6 +244,57 @@ class Scores:
             axis.plot([index], [row["effect"]], "o", color=colour, markersize=3)
         axis.axhline(0.0, color="black", linewidth=0.5)
         axis.set_ylabel(f"change in {self.outcome}")
+
+
+def as_table(name: str, columns: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the columns of a method's table as a DataFrame; `name` names it in errors.
+
+    Parameters
+    ----------
+    name : str
+    columns : Mapping of str to Tensor, ndarray or sequence [rows]
+        Numbers, truth values or strings.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a column is not one-dimensional, holds anything else, or differs from another in length.
+
+    Examples
+    --------
+    >>> as_table("classes", {"class": [0, 1], "unit": ["a", "b"]}).shape
+    (2, 2)
+    """
+    import pandas as pd
+
+    arrays = {}
+    for column, values in columns.items():
+        array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+        if array.dtype == object and all(isinstance(value, str) for value in array.flat):
+            array = array.astype("U")
+        if array.ndim != 1 or array.dtype.kind not in "biufU":
+            raise InvalidArgumentError(
+                f"tables[{name!r}][{column!r}]: expected numbers, truth values or strings [rows], "
+                f"got {array.dtype} of shape {array.shape}"
+            )
+        arrays[column] = array.astype(object) if array.dtype.kind == "U" else array
+    lengths = {column: len(array) for column, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise InvalidArgumentError(
+            f"tables[{name!r}]: expected columns of one length, got {lengths}"
+        )
+    return pd.DataFrame(arrays)
+
+
+def _storable(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return values.astype("U") if values.dtype == object else values
+
+
+def _read_tables(archive: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    return {
+        name: as_table(name, {column: archive[f"{TABLES}{name}/{column}"] for column in columns})
+        for name, columns in names.items()
+    }
 
 
 def _with_text_columns(frame: pd.DataFrame) -> pd.DataFrame:

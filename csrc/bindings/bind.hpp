@@ -5,6 +5,9 @@
 
 namespace causalprune {
 
+void bind_channel_update(pybind11::module_& module);
+void bind_information(pybind11::module_& module);
 void bind_path_effects(pybind11::module_& module);
+void bind_relative_sensitivity(pybind11::module_& module);
 
 }  // namespace causalprune

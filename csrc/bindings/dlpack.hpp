@@ -59,6 +59,7 @@ class BorrowedTensor {
   void expect_contiguous() const;
 
   const float* floats() const { return static_cast<const float*>(data_); }
+  float* mutable_floats() const { return static_cast<float*>(data_); }
   double* doubles() const { return static_cast<double*>(data_); }
 
  private:

@@ -131,20 +131,150 @@ class _Twice(nn.Module):
         return self.last(F.relu(self.again(F.relu(self.again(F.relu(self.first(x)))))))
 
 
+class _Broadcast(_Tail):
+    def between(self, x: Tensor) -> Tensor:
+        gate = self.other(x)[:, :1]
+        return F.adaptive_avg_pool2d(self.conv(x) + gate, 4)
+
+
+class _InPlace(_Tail):
+    def between(self, x: Tensor) -> Tensor:
+        first = self.conv(x)
+        first.add_(self.other(x)).mul_(2.0)
+        return F.adaptive_avg_pool2d(F.relu(first), 4)
+
+
+class _Unknown(_Tail):
+    def between(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(torch.flip(self.conv(x), [1]), 4)
+
+
+class _Mean(_Tail):
+    def between(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(self.conv(x).mean(1, keepdim=True), 8)
+
+
 @pytest.mark.parametrize(
     ("model", "layer", "reason"),
     [
-        (_Cat(128), "conv", "cat"),
-        (_Product(), "other", "mul"),
-        (_Softmax(), "conv", "softmax"),
-        (_FixedView(), "conv", "constant 64"),
-        (_InputAddition(), "conv", "input|does not carry"),
+        (_Softmax(), "conv", "softmax normalises"),
+        (_InputAddition(), "conv", "does not carry"),
+        (_Broadcast(), "conv", "spreads a unit"),
+        (_Unknown(), "conv", "flip, which has no rule"),
+        (_Mean(), "conv", "averages over the units"),
+        (_Tail(), "other", "not called"),
+        (_Tail(), "fc", "output"),
     ],
 )
 def test_refusals_are_named(model: nn.Module, layer: str, reason: str) -> None:
     graph = capture(model, networks.images(2))
     assert layer not in {p for g in graph.groups for p in g.producers}
     assert re.search(reason, graph.refused[layer])
+
+
+def test_concatenated_layers_stay_groups_of_their_own() -> None:
+    graph = capture(_Cat(128), networks.images(2))
+    assert [(g.name, g.n_units, g.surgery) for g in graph.groups] == [
+        ("conv", 4, ""),
+        ("other", 4, ""),
+    ]
+    first, second = (group.consumers[0] for group in graph.groups)
+    assert first.columns([0]).tolist() == list(range(16))
+    assert second.columns([0]).tolist() == list(range(64, 80))
+
+
+def test_factors_of_a_product_are_coupled() -> None:
+    graph = capture(_Product(), networks.images(2))
+    assert [g.producers for g in graph.groups] == [("conv", "other")]
+
+
+def test_an_in_place_sum_is_seen_by_those_who_read_the_overwritten_value() -> None:
+    graph = capture(_InPlace(), networks.images(2))
+    assert [g.producers for g in graph.groups] == [("conv", "other")]
+    alone = capture(_InPlace(), networks.images(2), units="filters")
+    assert [g.consumers[0].layer for g in alone.groups] == ["conv", "other"]
+
+
+def test_constant_width_forbids_surgery_only() -> None:
+    (group,) = capture(_FixedView(), networks.images(2)).groups
+    assert "constant 64" in group.surgery
+    assert group.consumers[0].columns([1]).tolist() == list(range(16, 32))
+
+
+class _Shuffle(_Tail):
+    def between(self, x: Tensor) -> Tensor:
+        n, c, h, w = (y := self.conv(x)).shape
+        return F.adaptive_avg_pool2d(y.view(n, 2, c // 2, h, w).transpose(1, 2).flatten(1, 2), 4)
+
+
+class _Split(_Tail):
+    def between(self, x: Tensor) -> Tensor:
+        first, second = self.conv(x).split([1, 3], 1)
+        return F.adaptive_avg_pool2d(torch.cat([second, first], 1), 4)
+
+
+class _Stacked(_Tail):
+    def between(self, x: Tensor) -> Tensor:
+        y = torch.stack([self.conv(x), self.other(x)], 1)
+        return F.adaptive_avg_pool2d(y[:, 1], 4)
+
+
+class _Rolled(_Tail):
+    def between(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(torch.roll(self.conv(x), (1, 2), (1, 3)), 4)
+
+
+class _Permuted(_Tail):
+    def between(self, x: Tensor) -> Tensor:
+        y = self.conv(x).permute(0, 2, 3, 1)[:, ::2, 1::2]
+        return F.adaptive_avg_pool2d(y.permute(0, 3, 1, 2), 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "order", "surgery"),
+    [
+        (_Shuffle(), [0, 2, 1, 3], "spreads"),
+        (_Split(), [1, 2, 3, 0], "parts"),
+        (_Rolled(), [3, 0, 1, 2], "shifts"),
+        (_Permuted(), [0, 1, 2, 3], ""),
+    ],
+)
+def test_units_are_followed_wherever_they_go(
+    model: nn.Module, order: list[int], surgery: str
+) -> None:
+    (group,) = capture(model, networks.images(2)).groups
+    (consumer,) = group.consumers
+    places = [int(consumer.columns([unit])[0]) // 16 for unit in range(4)]
+    assert [places.index(k) for k in range(4)] == order
+    assert surgery in group.surgery and bool(surgery) == bool(group.surgery)
+
+
+def test_a_layer_that_nobody_reads_is_refused() -> None:
+    graph = capture(_Stacked(), networks.images(2))
+    assert graph.refused["conv"] == "no layer reads these units"
+    assert [g.name for g in graph.groups] == ["other"]
+
+
+def test_partial_coupling_makes_one_group_of_the_longer_layer() -> None:
+    class Padded(_Tail):
+        def __init__(self) -> None:
+            super().__init__(96)
+            self.wide = nn.Conv2d(4, 6, 3, padding=1)
+
+        def between(self, x: Tensor) -> Tensor:
+            first = self.conv(x)
+            return F.adaptive_avg_pool2d(self.wide(first) + F.pad(first, (0, 0, 0, 0, 1, 1)), 4)
+
+    graph = capture(Padded(), networks.images(2))
+    (group,) = graph.groups
+    assert (group.producers, group.n_units) == (("conv", "wide"), 6)
+    conv, wide = (owned.columns for owned in group.owned)
+    # The channels of the first layer come first, then those that only the second one has.
+    assert [conv([u]).tolist() for u in range(6)] == [[0], [1], [2], [3], [], []]
+    assert [wide([u]).tolist() for u in range(6)] == [[1], [2], [3], [4], [0], [5]]
+    assert "pad" in group.surgery
+    fc = next(c for c in group.consumers if c.layer == "fc")
+    assert fc.columns([4])[0] == 0 and fc.columns([0])[0] == 16
 
 
 def test_layer_called_twice_is_refused() -> None:
@@ -154,12 +284,36 @@ def test_layer_called_twice_is_refused() -> None:
     assert "called 2 times" in graph.refused["first"]
 
 
-def test_grouped_convolution_is_refused_on_both_sides() -> None:
+def test_grouped_convolution_forbids_surgery_on_both_sides() -> None:
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 3, 3), nn.Flatten()
     )
     graph = capture(model, networks.images(2))
-    assert "grouped" in graph.refused["0"] and "grouped" in graph.refused["1"]
+    assert [group.name for group in graph.groups] == ["0", "1"]
+    assert all("grouped" in group.surgery for group in graph.groups)
+
+
+def test_layer_norm_refuses_what_it_normalises_but_not_along_other_axes() -> None:
+    class Normed(nn.Module):
+        def __init__(self, axis: int) -> None:
+            super().__init__()
+            self.patch = nn.Conv2d(1, 6, 4, stride=4)
+            self.norm = nn.LayerNorm(6 if axis else 16)
+            self.down = nn.Linear(6, 3)
+            self.axis = axis
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patch(x).flatten(2)
+            x = self.norm(x.transpose(1, 2)) if self.axis else self.norm(x).transpose(1, 2)
+            return self.down(x).mean(1)
+
+    assert "'norm' normalises" in capture(Normed(1), networks.images(2)).refused["patch"]
+    assert [g.name for g in capture(Normed(0), networks.images(2)).groups] == ["patch"]
+
+
+def test_choice_of_units_is_checked() -> None:
+    with pytest.raises(UnknownNameError, match="filters"):
+        capture(networks.lenet(), networks.images(2), units="neurons")
 
 
 def test_masked_layer_of_another_tool_is_refused() -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError, UnknownNameError
-from causalprune.graph import CONSUMER_INPUT, Replay, Suffix, capture, removed, trace
+from causalprune.graph import CONSUMER_INPUT, Replay, capture, removed, trace
 
 X = networks.images(5)
 
@@ -112,24 +112,6 @@ def test_replay_equals_forward(name: str) -> None:
         assert torch.equal(Replay(trace(model))(X), model(X))
 
 
-@pytest.mark.parametrize("name", networks.ALL)
-def test_suffix_equals_removed_for_every_unit(name: str) -> None:
-    model = networks.ALL[name]()
-    graph = capture(model, X)
-    replay = Replay(trace(model), keep_all=True)
-    assert Suffix.exact(replay)
-    with torch.no_grad():
-        replay(X)
-        values = dict(replay.env)
-        for group in graph.groups:
-            nodes = {graph.sites[c.layer].node: c for c in group.consumers}
-            suffix = Suffix(replay, nodes)
-            for unit in range(group.n_units):
-                got = suffix(values, {n: c.columns([unit]) for n, c in nodes.items()})
-                with removed(model, graph, {group.name: [unit]}):
-                    assert torch.equal(got, model(X))
-
-
 def test_replay_keeps_what_in_place_operators_would_overwrite() -> None:
     model = networks.vgg()
     replay = Replay(trace(model), keep=["_1"], consumers=["_4"])
@@ -146,9 +128,7 @@ def test_replay_lets_later_readers_see_an_in_place_change() -> None:
             z = y.relu_()
             return y + z
 
-    replay = Replay(trace(Aliased()), keep_all=True)
-    assert torch.equal(replay(X), Aliased()(X))
-    assert not Suffix.exact(replay)
+    assert torch.equal(Replay(trace(Aliased()))(X), Aliased()(X))
 
 
 def test_consumers_called_by_keyword() -> None:

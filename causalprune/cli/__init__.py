@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -16,6 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from causalprune.cli.console import (
+    console_for_errors,
+    errors_in_one_line,
+    fail,
+    on_terminal,
+)
+from causalprune.cli.score_command import score
 from causalprune.errors import CausalPruneError, OutputExistsError
 
 if TYPE_CHECKING:
@@ -33,6 +39,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command()(score)
 
 _QUICK: Mapping[str, Any] = {
     "methods": ("path", "random"),
@@ -107,7 +115,7 @@ def run(
         "threads": threads,
         "device": device,
     }
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from causalprune.experiments import run_experiment
 
         if config is None and resume and (out / "config.json").is_file():
@@ -129,7 +137,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the build, the instruction sets, the machine and the versions."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from causalprune.measures import info as describe
 
         facts = describe()
@@ -152,13 +160,13 @@ def analyze(
     save: Annotated[Path | None, typer.Option(help="JSON file to write the result to.")] = None,
 ) -> None:
     """Estimate an effect from a run table and try to refute it."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from causalprune.analysis import analyze as analyze_table
 
         if save is not None and save.exists():
             raise OutputExistsError(f"save: {str(save)!r} exists; choose another file")
         result = analyze_table(
-            table, treatment, outcome, preset=preset, seed=seed, progress=_on_terminal()
+            table, treatment, outcome, preset=preset, seed=seed, progress=on_terminal()
         )
         if save is not None:
             result.save(save)
@@ -174,7 +182,7 @@ def report(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Write the report of a run again."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from causalprune.reports import report as write_report
 
         target = path if path is not None else run_folder / "report.html"
@@ -217,7 +225,7 @@ def _analyses(result: RunResult, seed: int, simulations: int | None) -> tuple[An
                 problems.append(f"analysis ({preset or 'default'}) left out: {error}")
             advance(preset or "default")
     for problem in problems:
-        _console_for_errors().print(problem, markup=False, highlight=False)
+        console_for_errors().print(problem, markup=False, highlight=False)
     if found:
         save_analyses(found, result.out / "analysis.json")
     return tuple(found)
@@ -286,7 +294,7 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
-        _fail(f"--ratios: expected numbers separated by commas, got {text!r}")
+        fail(f"--ratios: expected numbers separated by commas, got {text!r}")
 
 
 def _names(values: list[str] | None) -> tuple[str, ...] | None:
@@ -309,35 +317,12 @@ def _in_words(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def _on_terminal() -> bool:
-    return sys.stdout.isatty()
-
-
-def _console_for_errors() -> Console:
-    return Console(stderr=True, soft_wrap=True)
-
-
-def _fail(message: str) -> NoReturn:
-    line = " ".join(message.split())
-    _console_for_errors().print(f"causalprune: {line}", markup=False, highlight=False)
-    raise typer.Exit(2)
-
-
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except (CausalPruneError, OSError) as error:
-        # OSError: a full disk or a folder that may not be written; a traceback adds nothing.
-        _fail(str(error))
-
-
 @contextmanager
 def _kept_on_interrupt(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _console_for_errors().print(
+        console_for_errors().print(
             f"interrupted; what is done is in {out}, go on with: "
             f"causalprune run --resume --out {out}",
             markup=False,

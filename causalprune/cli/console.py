@@ -1,0 +1,42 @@
+"""What every command says when something goes wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+from causalprune.errors import CausalPruneError
+
+__all__ = ["console_for_errors", "errors_in_one_line", "fail", "on_terminal"]
+
+
+def on_terminal() -> bool:
+    """Tell whether a person is reading."""
+    return sys.stdout.isatty()
+
+
+def console_for_errors() -> Console:
+    """Return the console on stderr."""
+    return Console(stderr=True, soft_wrap=True)
+
+
+def fail(message: str) -> NoReturn:
+    """Print `message` as one line on stderr and end with exit code 2."""
+    line = " ".join(message.split())
+    console_for_errors().print(f"causalprune: {line}", markup=False, highlight=False)
+    raise typer.Exit(2)
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Turn errors that are raised on purpose into :func:`fail`."""
+    try:
+        yield
+    except (CausalPruneError, OSError) as error:
+        # OSError: a full disk or a folder that may not be written; a traceback adds nothing.
+        fail(str(error))

@@ -1,0 +1,200 @@
+"""The command ``causalprune score``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from causalprune.cli.console import errors_in_one_line, on_terminal
+from causalprune.errors import InvalidArgumentError, OutputExistsError, UnknownNameError
+
+if TYPE_CHECKING:
+    import torch
+
+    from causalprune.scoring import Scores
+
+__all__ = ["score"]
+
+_NOTES_SHOWN = 5
+
+
+def score(
+    model: Annotated[
+        str,
+        typer.Option(help="Registered network, package.module:callable, or file.py:callable."),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits, mnist, a folder with one folder a class, an .npz with inputs and "
+            "targets, or a .pt of two tensors."
+        ),
+    ],
+    weights: Annotated[
+        Path | None, typer.Option(help="State dictionary: .pt, .th, .safetensors.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="Scoring method.")] = "path",
+    outcome: Annotated[str, typer.Option(help="Outcome whose change is scored.")] = "loss",
+    budget: Annotated[
+        float | None, typer.Option(help="Forward-equivalents that may be spent.")
+    ] = None,
+    units: Annotated[str, typer.Option(help="groups or filters.")] = "groups",
+    intervention: Annotated[str, typer.Option(help="zero, mean or resample.")] = "zero",
+    confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+    max_images: Annotated[int | None, typer.Option(help="Use so many images.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 256,
+    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the method, name=value; repeat it.")
+    ] = None,
+    input_shape: Annotated[
+        str | None, typer.Option(help='What the network takes, such as "3,32,32".')
+    ] = None,
+    classes: Annotated[int, typer.Option(help="Logits of a registered network.")] = 10,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where the data set's files are (else CAUSALPRUNE_DATA).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    shards: Annotated[
+        Path | None,
+        typer.Option(help="Folder of finished parts; a job that was killed goes on from there."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("scores.npz"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+) -> None:
+    """Score every unit of a network; under torchrun, on all processes together."""
+    with errors_in_one_line():
+        if out.exists() and not force:
+            raise OutputExistsError(f"out: {str(out)!r} exists; choose another file or --force")
+        if not out.parent.is_dir():
+            raise InvalidArgumentError(f"out: no such folder {str(out.parent)!r}")
+        from causalprune.experiments.model_specs import images_from, model_from
+
+        settings: dict[str, Any] = {
+            **_options(option or [], method),
+            "units": units,
+            "intervention": intervention,
+            "confidence": confidence,
+            "max_images": max_images,
+            "batch_size": batch_size,
+            "seed": seed,
+            "progress": on_terminal(),
+        }
+        images = images_from(
+            data,
+            model=model,
+            input_shape=_shape(input_shape),
+            max_images=max_images,
+            root=data_root,
+        )
+        network = model_from(model, weights, n_classes=classes, seed=seed).to(_device(device))
+        if shards is not None or _of_several():
+            from causalprune.scoring.sharding import score_sharded
+
+            scores = score_sharded(
+                network, images, method, outcome, shards=shards, budget=budget, **settings
+            )
+        else:
+            from causalprune.scoring import score as score_alone
+
+            scores = score_alone(network, images, method, outcome, budget, **settings)
+        if os.environ.get("RANK", "0") == "0":
+            scores.save(out)
+            _print(scores, out)
+
+
+def _of_several() -> bool:
+    """Tell whether torchrun started this process beside others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _options(given: list[str], method: str) -> dict[str, Any]:
+    """Read ``name=value``; a value that is JSON (a number, true, a list) is taken as such."""
+    from causalprune.scoring import resolve_method
+
+    known = resolve_method(method).options
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InvalidArgumentError(f"--option: expected name=value, got {text!r}")
+        if name not in known:
+            raise UnknownNameError(f"option of method {method!r}", name, known)
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _shape(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    try:
+        channels, height, width = (int(part) for part in text.split(","))
+    except ValueError:
+        channels = height = width = 0
+    if min(channels, height, width) < 1:
+        raise InvalidArgumentError(
+            f"--input-shape: expected channels,height,width such as 3,32,32, got {text!r}"
+        )
+    return channels, height, width
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise InvalidArgumentError(f"--device: expected auto, cpu or cuda, got {name!r}")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InvalidArgumentError("--device: 'cuda' is not there")
+    # Where there are fewer GPUs than processes they share them.
+    index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _print(scores: Scores, out: Path) -> None:
+    print(scores)
+    Console().print(_table(scores.top(10).to_dict("records"), scores.outcome))
+    for note in scores.notes[:_NOTES_SHOWN]:
+        print(f"note: {note}")
+    if len(scores.notes) > _NOTES_SHOWN:
+        print(f"and {len(scores.notes) - _NOTES_SHOWN} more notes in the file")
+    # Not through the console: a path must not be wrapped.
+    print(f"scores: {out}")
+
+
+def _table(rows: Sequence[Mapping[Any, Any]], outcome: str) -> Table:
+    table = Table(
+        title=f"most important units: effect on {escape(outcome)}",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("layer")
+    for title in ("unit", "importance", "effect", "interval"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("category", no_wrap=True)
+    for row in rows:
+        known = row["effect"] == row["effect"]
+        bounded = row["low"] == row["low"]
+        table.add_row(
+            escape(row["layer"]),
+            str(row["unit"]),
+            f"{row['importance']:.3g}",
+            f"{row['effect']:+.3g}" if known else "",
+            f"{row['low']:+.3g} to {row['high']:+.3g}" if bounded else "",
+            row["category"],
+        )
+    return table

@@ -1,0 +1,67 @@
+"""Rows that are run together: images of the cached part, and what is removed on them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from causalprune.graph.plain_run import Rows
+from causalprune.graph.replacement import Removal
+
+__all__ = ["Job", "batched", "joined", "part_of", "pieces"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some rows of one run: images of the cached part, and what is removed on them.
+
+    ``images`` says where the outputs belong among the images that were asked for.
+    """
+
+    removal: Removal
+    rows: Rows
+    images: Tensor
+    place: int = 0
+
+
+def pieces(jobs: Sequence[Job]) -> list[slice]:
+    """Return where the rows of every job lie in their common run."""
+    ends = list(itertools.accumulate(job.rows.n for job in jobs))
+    return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def joined(values: Sequence[Any]) -> Any:
+    """Put the values of several jobs behind each other."""
+    first = values[0]
+    if len(values) == 1:
+        return first
+    if isinstance(first, (tuple, list)):
+        return type(first)(joined(parts) for parts in zip(*values, strict=True))
+    return torch.cat(list(values)) if isinstance(first, Tensor) else first
+
+
+def part_of(value_of: Callable[[str], Any], piece: slice) -> Callable[[str], Any]:
+    """Return a lookup of values that sees one job's rows only."""
+
+    def part(name: str) -> Any:
+        value = value_of(name)
+        return value[piece] if isinstance(value, Tensor) else value
+
+    return part
+
+
+def batched(jobs: Iterator[Job], size: int) -> Iterator[list[Job]]:
+    """Collect jobs until a run has about `size` rows."""
+    several: list[Job] = []
+    for job in jobs:
+        if several and sum(j.rows.n for j in several) + job.rows.n > size:
+            yield several
+            several = []
+        several.append(job)
+    if several:
+        yield several

@@ -1,0 +1,228 @@
+"""A traced network as a list of steps that overwrite nothing, with batch norms folded away."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+__all__ = ["Step", "folded_convolution", "is_in_place", "steps_of"]
+
+_OUT_OF_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+_VIEWS = frozenset({
+    "view", "reshape", "flatten", "transpose", "permute", "chunk", "split", "unsqueeze",
+    "squeeze", "getitem", "expand", "narrow", "select", "slice", "t", "unflatten",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node of a traced network, runnable without side effects.
+
+    Attributes
+    ----------
+    name : str
+        Name of the node.
+    op : str
+        As in ``torch.fx``: "placeholder", "get_attr", "call_module", ..., "output".
+    run : callable
+        Takes the node's arguments and returns its value; never writes into an argument.
+    args, kwargs
+        Arguments with ``Step`` names wrapped in :class:`fx.Node` of the traced graph.
+    inputs : tuple of str
+        Names of the steps it reads.
+    module : nn.Module or None
+        The layer, of a step that calls one.
+    function : str
+        Name of the function or method, of a step that calls one.
+    folded : bool
+        Whether a batch norm has been folded into `module`.
+    """
+
+    name: str
+    op: str
+    run: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    module: nn.Module | None = None
+    function: str = ""
+    folded: bool = False
+
+    def __call__(self, value_of: Callable[[str], Any]) -> Any:
+        """Run the step on the values of its inputs."""
+        args = fx.node.map_arg(self.args, lambda node: value_of(node.name))
+        kwargs = fx.node.map_arg(dict(self.kwargs), lambda node: value_of(node.name))
+        return self.run(*args, **kwargs)
+
+
+def is_in_place(node: fx.Node) -> bool:
+    """Whether the node writes into its first argument."""
+    if node.op == "call_module":
+        owner = node.graph.owning_module
+        module = owner.get_submodule(str(node.target)) if owner is not None else None
+        return bool(getattr(module, "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if node.op == "call_function":
+        name = _name_of(node.target)
+        return (
+            node.target in _OUT_OF_PLACE
+            or node.target is operator.setitem
+            or bool(node.kwargs.get("inplace", False))
+            or (name.endswith("_") and not name.endswith("__"))
+        )
+    return False
+
+
+def steps_of(
+    traced: fx.GraphModule, keep: Collection[str] = (), *, fold: bool = True
+) -> list[Step] | None:
+    """Return the steps of a network in eval mode, or ``None`` where views are overwritten.
+
+    Operators that write into their input are replaced by those that return a new tensor, and
+    whoever reads that input later reads the new value, as it would have. Batch norms in
+    evaluation form are folded into the convolution before them.
+
+    Parameters
+    ----------
+    traced : fx.GraphModule
+        From :func:`causalprune.graph.trace`.
+    keep : collection of str
+        Nodes whose value must stay what it is (no folding into them).
+    fold : bool
+        Whether to fold at all.
+    """
+    current: dict[fx.Node, fx.Node] = {}
+    steps: list[Step] = []
+    for node in traced.graph.nodes:
+        args = fx.node.map_arg(node.args, lambda source: current.get(source, source))
+        kwargs = fx.node.map_arg(node.kwargs, lambda source: current.get(source, source))
+        if is_in_place(node):
+            source = node.args[0] if node.args else node.kwargs.get("input")
+            run = _without_overwriting(traced, node)
+            if run is None or not isinstance(source, fx.Node) or _overwrites_a_view(source, node):
+                return None
+            for alias in [source, *(k for k, v in current.items() if v is current.get(source))]:
+                current[alias] = node
+        else:
+            run = _runner(traced, node)
+        module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        function = _name_of(node.target) if node.op in ("call_function", "call_method") else ""
+        kwargs = {k: v for k, v in kwargs.items() if k != "inplace"}
+        inputs = _inputs_of(args, kwargs)
+        steps.append(Step(node.name, node.op, run, args, kwargs, inputs, module, function))
+    return _folded(steps, frozenset(keep)) if fold else steps
+
+
+def folded_convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one convolution that computes ``norm(conv(x))`` in eval mode."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    if conv.bias is not None:
+        shift = shift + conv.bias.detach().double() * scale
+    weight = conv.weight.detach().double() * scale.reshape(-1, 1, 1, 1)
+    return weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
+
+
+def _name_of(target: Any) -> str:
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.partition("::")[2]
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def _inputs_of(args: Any, kwargs: Any) -> tuple[str, ...]:
+    found: list[str] = []
+    fx.node.map_arg((args, dict(kwargs)), lambda node: found.append(node.name))
+    return tuple(dict.fromkeys(found))
+
+
+def _runner(traced: fx.GraphModule, node: fx.Node) -> Callable[..., Any]:
+    if node.op == "call_module":
+        return traced.get_submodule(str(node.target))
+    if node.op == "call_method":
+        # A view of a tensor in another memory format may need a copy.
+        name = "reshape" if node.target == "view" else str(node.target)
+        return lambda first, *args, **kwargs: getattr(first, name)(*args, **kwargs)
+    if node.op == "get_attr":
+        value: Any = traced
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return lambda: value
+    if node.op == "call_function":
+        if node.target is torch.ops.aten.view.default:
+            return torch.reshape
+        target: Callable[..., Any] = node.target  # type: ignore[assignment]
+        return target
+    return lambda *args: args[0] if args else None
+
+
+def _without_overwriting(traced: fx.GraphModule, node: fx.Node) -> Callable[..., Any] | None:
+    if node.op == "call_module":
+        module = copy.copy(traced.get_submodule(str(node.target)))
+        module.inplace = False  # type: ignore[assignment]
+        return module
+    name = _name_of(node.target)
+    if node.op == "call_method":
+        return lambda first, *args, **kwargs: getattr(first, name[:-1])(*args, **kwargs)
+    if node.target in _OUT_OF_PLACE:
+        found: Callable[..., Any] = _OUT_OF_PLACE[node.target]
+        return found
+    if not name.endswith("_"):  # a function with inplace=True
+        return None if node.target is operator.setitem else _runner(traced, node)
+    if isinstance(node.target, torch._ops.OpOverload):
+        packet = getattr(torch.ops.aten, name[:-1], None)
+        return getattr(packet, node.target._overloadname, None)
+    return getattr(torch, name[:-1], None) or getattr(F, name[:-1], None)
+
+
+def _overwrites_a_view(source: fx.Node, node: fx.Node) -> bool:
+    """Whether somebody else looks at the memory that `node` writes into."""
+    after = False
+    for other in node.graph.nodes:
+        after = after or other is node
+        shares = other is not source and _name_of(other.target) in _VIEWS
+        if shares and source in other.all_input_nodes and any(u is not node for u in other.users):
+            return True
+    if _name_of(source.target) not in _VIEWS:
+        return False
+    bases = source.all_input_nodes[:1]
+    return any(len(base.users) > 1 for base in bases)
+
+
+def _folded(steps: list[Step], keep: frozenset[str]) -> list[Step]:
+    readers: dict[str, list[int]] = {}
+    for index, step in enumerate(steps):
+        for name in step.inputs:
+            readers.setdefault(name, []).append(index)
+    folded = list(steps)
+    for place, step in enumerate(steps):
+        conv, users = step.module, readers.get(step.name, [])
+        if type(conv) is not nn.Conv2d or len(users) != 1 or step.name in keep:
+            continue
+        norm = steps[users[0]].module
+        if type(norm) is not nn.BatchNorm2d or norm.running_var is None:
+            continue
+        own = copy.copy(conv)
+        own._parameters = dict(conv._parameters)
+        weight, bias = folded_convolution(conv, norm)
+        own.weight, own.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
+        folded[place] = replace(step, run=own, module=own, folded=True)
+        folded[users[0]] = replace(steps[users[0]], run=lambda x: x, module=nn.Identity())
+    return folded

@@ -1,0 +1,304 @@
+"""What has to be run again after an intervention on the units of one group."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from causalprune.graph.changes import is_channelwise, is_linear_layer
+from causalprune.graph.steps import Step
+from causalprune.graph.units import Consumer
+
+__all__ = ["Cut", "Probe", "Suffix", "first_input", "probe", "suffix_of"]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place where the units of a group are intervened on."""
+
+    group: str
+    consumer: Consumer
+
+
+_ALLOCATING = (
+    nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish,
+    nn.Hardsigmoid, nn.Hardtanh,
+)  # fmt: skip
+"""Layers whose output is a tensor of their own."""
+
+Cuts = Mapping[str, tuple[Cut, ...]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What running a network on one image and on two tells of its steps.
+
+    Attributes
+    ----------
+    shapes : Mapping of str to tuple of int
+        Shape of every value that is one tensor, for one image.
+    bytes_per_image : Mapping of str to int
+        Size of every value, for one image; 0 for numbers.
+    macs : Mapping of str to int
+        Multiply-accumulates of every step for one image.
+    by_image : frozenset of str
+        Steps whose value has the images as its first dimension.
+    constant : frozenset of str
+        Steps that do not depend on the images.
+    total_macs : int
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    bytes_per_image: Mapping[str, int]
+    macs: Mapping[str, int]
+    by_image: frozenset[str]
+    constant: frozenset[str]
+    total_macs: int
+
+
+def probe(steps: Sequence[Step], example: Tensor) -> Probe:
+    """Run `steps` on one image [1, ...] and on two, and note what the values look like."""
+    macs: dict[str, int] = {}
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its one operator is not counted
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+
+            def run(step: Step, values: dict[str, Any]) -> Any:
+                before = counter.get_total_flops()
+                value = step(values.__getitem__)
+                macs[step.name] = (counter.get_total_flops() - before) // 2
+                return value
+
+            one = _values(steps, example, run)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    with torch.no_grad():
+        two = _values(
+            steps, torch.cat([example, example]), lambda step, values: step(values.__getitem__)
+        )
+    dependent: set[str] = set()
+    for step in steps:
+        if step.op == "placeholder" or not dependent.isdisjoint(step.inputs):
+            dependent.add(step.name)
+    return Probe(
+        shapes={name: tuple(v.shape) for name, v in one.items() if isinstance(v, Tensor)},
+        bytes_per_image={name: _bytes(value) for name, value in one.items()},
+        macs={step.name: macs.get(step.name, 0) for step in steps},
+        by_image=frozenset(name for name in one if _doubles(one[name], two[name])),
+        constant=frozenset(one) - dependent,
+        total_macs=max(1, sum(macs.values())),
+    )
+
+
+def _values(steps: Sequence[Step], example: Tensor, run: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    taken = False
+    for step in steps:
+        if step.op == "placeholder" and not taken:
+            values[step.name], taken = example, True
+        else:
+            values[step.name] = run(step, values)
+    return values
+
+
+def _bytes(value: object) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(map(_bytes, value)) if isinstance(value, (tuple, list)) else 0
+
+
+def _doubles(one: object, two: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        return one.ndim > 0 and (one.shape[0], two.shape[0]) == (1, 2)
+    if isinstance(one, (tuple, list)) and isinstance(two, (tuple, list)):
+        pairs = [(a, b) for a, b in zip(one, two, strict=True) if isinstance(a, Tensor)]
+        return bool(pairs) and all(_doubles(a, b) for a, b in pairs)
+    return False
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """The steps behind the cuts of a group.
+
+    Attributes
+    ----------
+    cuts : Mapping of str to tuple of Cut
+        Step name to the cuts there.
+    narrow : tuple of (Step, str)
+        Steps answered from the changed columns alone, with how: "cut" (columns replaced at the
+        output), "carry" (channelwise), "update" (convolution or linear layer) or "attention".
+    wide : tuple of Step
+        Steps run again in full, in their order.
+    numbers : tuple of Step
+        Steps that give numbers which may depend on how many rows are run.
+    crossing : frozenset of str
+        Narrow steps whose value a wide step reads, or which are the output.
+    plain : frozenset of str
+        Steps whose plain value is needed.
+    last_reader : Mapping of str to str
+        Value to the wide step behind which nobody reads it.
+    by_image : bool
+        Whether every plain value that is needed can be cut into images.
+    macs : float
+        Multiply-accumulates for one unit and image.
+    row_bytes : int
+        Largest value that is computed for one unit and image.
+    """
+
+    cuts: Cuts
+    narrow: tuple[tuple[Step, str], ...]
+    wide: tuple[Step, ...]
+    numbers: tuple[Step, ...]
+    crossing: frozenset[str]
+    plain: frozenset[str]
+    last_reader: Mapping[str, str]
+    by_image: bool
+    macs: float
+    row_bytes: int
+
+
+def first_input(step: Step) -> str:
+    """Name of the step that gives a layer its main input."""
+    source = step.args[0] if step.args else step.kwargs.get("input", step.kwargs.get("query"))
+    return source.name if isinstance(source, fx.Node) else ""
+
+
+def suffix_of(steps: Sequence[Step], seen: Probe, cuts: Cuts, *, jointly: bool = False) -> Suffix:
+    """Find what an intervention at `cuts` reaches, and by which means it is answered.
+
+    Parameters
+    ----------
+    steps : sequence of Step
+    seen : Probe
+    cuts : Mapping of str to tuple of Cut
+    jointly : bool
+        Several groups at once, or masks that differ by image: every step reached runs in full.
+    """
+    how: dict[str, str] = {}
+    axes: dict[str, int] = {}
+    for step in steps:
+        reached = step.name in cuts or any(name in how for name in step.inputs)
+        if reached and seen.bytes_per_image[step.name]:
+            how[step.name] = "wide" if jointly else _means(step, seen, cuts, how, axes)
+    narrow = tuple((s, how[s.name]) for s in steps if how.get(s.name, "wide") != "wide")
+    wide = tuple(s for s in steps if how.get(s.name) == "wide" or s.op == "output")
+    numbers = _numbers_for(steps, seen, {*how})
+    first = {step.name for step, _ in narrow}
+    read = {name for step in wide for name in step.inputs}
+    plain = (read | first | {name for step, _ in narrow for name in step.inputs}) - {
+        step.name for step in (*wide, *numbers)
+    }
+    return Suffix(
+        cuts=cuts,
+        narrow=narrow,
+        wide=_reusing_memory(wide, {s.name for s, means in narrow if means == "update"}, seen),
+        numbers=numbers,
+        crossing=frozenset(first & read),
+        plain=frozenset(plain),
+        last_reader={name: step.name for step in wide for name in step.inputs},
+        by_image=(plain - seen.constant) <= seen.by_image,
+        macs=_macs(narrow, wide, seen, cuts),
+        row_bytes=max([1, *(seen.bytes_per_image[name] for name in how)]),
+    )
+
+
+def _reusing_memory(wide: Sequence[Step], own: set[str], seen: Probe) -> tuple[Step, ...]:
+    """Let activations and additions write into values that nobody reads afterwards.
+
+    Fresh memory costs more than the arithmetic: a convolution followed by a ReLU takes twice the
+    time of one followed by a ReLU in place. `own` names the values that are the suffix's own from
+    the start.
+    """
+    last = {name: step.name for step in wide for name in step.inputs}
+    own, result = set(own), []
+    for step in wide:
+        mine = [name for name in step.inputs if name in own and last[name] == step.name]
+        function, size = step.module or step.function, seen.shapes.get(step.name)
+        if isinstance(function, (nn.Identity, nn.Dropout)) and mine:
+            own.add(step.name)
+        elif isinstance(function, _ALLOCATING):
+            own.add(step.name)
+            if mine and hasattr(function, "inplace"):
+                module = copy.copy(function)
+                module.inplace = True
+                step = replace(step, run=module, module=module)
+        elif function == "relu" and mine:
+            own.add(step.name)
+            step = replace(step, run=torch.relu_)
+        elif function == "add" and len(step.args) == 2 and not step.kwargs:
+            own.add(step.name)
+            if mine and all(seen.shapes.get(name) == size for name in step.inputs):
+                first, second = step.args
+                if getattr(first, "name", "") not in mine:
+                    first, second = second, first
+                step = replace(step, run=Tensor.add_, args=(first, second))
+        result.append(step)
+    return tuple(result)
+
+
+def _means(
+    step: Step, seen: Probe, cuts: Cuts, how: Mapping[str, str], axes: dict[str, int]
+) -> str:
+    changed = [name for name in step.inputs if name in how]
+    if step.name in cuts:
+        (*others, cut) = cuts[step.name]
+        consumer = cut.consumer
+        if others or changed:
+            return "wide"
+        if consumer.kind == "attention":
+            return "attention"
+        if not consumer.at_output:
+            return "update" if is_linear_layer(step) else "wide"
+        axes[step.name] = len(seen.shapes[step.name]) + consumer.axis
+        return "cut"
+    if any(how[name] not in ("cut", "carry") for name in changed):
+        return "wide"
+    (axis, *different) = {axes[name] for name in changed}
+    if different:
+        return "wide"
+    if all(is_channelwise(step, name, axis, seen.shapes) for name in changed):
+        axes[step.name] = axis
+        return "carry"
+    last = len(seen.shapes[changed[0]]) - 1
+    reads = 1 if isinstance(step.module, nn.Conv2d) else last
+    own = is_linear_layer(step) and changed == [first_input(step)] and axis == reads
+    return "update" if own else "wide"
+
+
+def _numbers_for(steps: Sequence[Step], seen: Probe, reached: set[str]) -> tuple[Step, ...]:
+    """Find the steps without tensors that a reached step reads, directly or not."""
+    wanted: set[str] = set()
+    for step in reversed(steps):
+        if step.name in reached or step.name in wanted:
+            wanted |= {
+                name
+                for name in step.inputs
+                if not seen.bytes_per_image[name] and name not in seen.constant
+            }
+    return tuple(step for step in steps if step.name in wanted)
+
+
+def _macs(
+    narrow: Sequence[tuple[Step, str]], wide: Sequence[Step], seen: Probe, cuts: Cuts
+) -> float:
+    total = float(sum(seen.macs[step.name] for step in wide))
+    share = {}
+    for step, means in narrow:
+        for cut in cuts.get(step.name, ()):
+            source = step.name if cut.consumer.at_output else first_input(step)
+            columns = seen.shapes[source][cut.consumer.axis]
+            share[step.name] = cut.consumer.features_per_unit / columns
+        if means == "attention":
+            total += seen.macs[step.name]
+        elif means == "update":
+            # Behind a cut at an output, the same share of the columns has changed.
+            total += share.get(step.name, max(share.values())) * seen.macs[step.name]
+    return total
