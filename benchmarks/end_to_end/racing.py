@@ -206,6 +206,13 @@ def report(model: nn.Module, batch: Batch, arguments: argparse.Namespace) -> str
         "The budget is a fraction of what all-exact ablation spends in suffix replay, so the "
         "factor is beside the saving of the replay itself.",
         "",
+        "Agreement: the share of units on the side of the boundary where the truth has them; units "
+        f"are separated whose true importance is more than {SEPARATED:.0%} away from it. Decided "
+        "units left the race before the budget was spent; the others go by their estimate. "
+        "Coverage: of the mean effect over these images, by intervals that a race reports (95 % "
+        "after Bonferroni over its looks); width: beside Student's t on the same number of images "
+        "at the same level.",
+        "",
     ]
     job_of = {
         "model": model, "data": (batch.inputs, batch.targets), "method": "ablation",

@@ -168,7 +168,8 @@ class Interventions:
             for several in batched(jobs, size):
                 outputs = self._run(self._plain, suffix, several)
                 for job, output in zip(several, outputs, strict=True):
-                    result[job.place, job.images] = output
+                    own = output if job.picked is None else output[job.picked]
+                    result[job.place, job.images] = own
                     self.rows_run += job.rows.n
         return result
 
@@ -262,7 +263,7 @@ class Interventions:
         for place, unit in enumerate(units):
             if not suffix.by_image:  # only the whole part can be run
                 rows = Rows(None, n_part)
-                yield Job({group: [unit]}, rows, where, place)
+                yield Job({group: [unit]}, rows, where, place, picked=images)
                 continue
             active = self._active(plain, suffix, unit)
             if active is not None and not self._pays(plain, suffix, float(active.float().mean())):
@@ -381,8 +382,9 @@ class Interventions:
             outputs = []
             for job, piece in zip(jobs, pieces(jobs), strict=True):
                 of_job = value_of if len(jobs) == 1 else part_of(value_of, piece)
+                axis = plain.images_axis(first_input(step), of_job(first_input(step)))
                 outputs.append(
-                    self._replace.heads(plain, step, cuts, of_job, job.removal, job.rows)
+                    self._replace.heads(plain, step, cuts, of_job, job.removal, job.rows, axis)
                 )
             return joined(outputs)
         inner = tuple(cut for cut in cuts if not cut.consumer.at_output)
@@ -403,11 +405,12 @@ class Interventions:
         cuts: Sequence[Cut],
         jobs: Sequence[Job],
     ) -> Tensor:
-        parts = []
+        parts, axis = [], plain.images_axis(source, value)
         for job, piece in zip(jobs, pieces(jobs), strict=True):
             part = value if len(jobs) == 1 else value[piece]
             for cut in cuts:
                 donated = functools.partial(plain.donated, source, job.rows)
-                part = self._replace.in_value(part, cut, job.removal[cut.group], donated)
+                removed = job.removal[cut.group]
+                part = self._replace.in_value(part, cut, removed, donated, axis)
             parts.append(part)
         return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -20,13 +20,15 @@ __all__ = ["Job", "batched", "joined", "part_of", "pieces"]
 class Job:
     """Some rows of one run: images of the cached part, and what is removed on them.
 
-    ``images`` says where the outputs belong among the images that were asked for.
+    ``images`` says where the outputs belong among the images that were asked for, ``picked``
+    which of the outputs those are (``None``: all).
     """
 
     removal: Removal
     rows: Rows
     images: Tensor
     place: int = 0
+    picked: Tensor | None = None
 
 
 def pieces(jobs: Sequence[Job]) -> list[slice]:

@@ -126,6 +126,12 @@ class PlainRun:
             return self._constants[name]
         return rows.of(self._values[name])
 
+    def images_axis(self, name: str, value: Tensor) -> int:
+        """Dimension of a step's value along which its images lie: the one that grew from one."""
+        pairs = zip(self.seen.shapes[name], value.shape, strict=True)
+        grown = [axis for axis, (alone, together) in enumerate(pairs) if alone != together]
+        return grown[0] if grown else 0
+
     def whole(self, name: str) -> Tensor:
         """Plain value of a step on the whole kept part."""
         found: Tensor = self._values[name]

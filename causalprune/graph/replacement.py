@@ -68,8 +68,11 @@ class Replacement:
         cut: Cut,
         removed: Sequence[int] | Tensor,
         donated: Callable[[], Tensor],
+        images_axis: int = 0,
     ) -> Tensor:
         """Return `value` [rows, ...] with units replaced; `donated` gives it on the donors.
+
+        Images lie along `images_axis`.
 
         Replaced, not multiplied by zero: a removed unit must not leave a NaN or infinity behind.
         """
@@ -79,7 +82,7 @@ class Replacement:
             mask = torch.zeros(len(removed), value.shape[axis], dtype=torch.bool)
             mask[:, places] = removed.cpu()[:, units]
             shape = [1] * value.ndim
-            shape[0], shape[axis] = mask.shape
+            shape[images_axis], shape[axis] = mask.shape
             everywhere = torch.arange(value.shape[axis], device=value.device)
             new = self._new(value, cut, everywhere, list(value.shape), donated)
             return torch.where(mask.reshape(shape).to(value.device), new, value)
@@ -119,6 +122,7 @@ class Replacement:
         value_of: Callable[[str], Any],
         removal: Removal,
         rows: Rows,
+        images_axis: int = 0,
     ) -> Any:
         """Value of an attention layer in which heads have been replaced.
 
@@ -142,7 +146,9 @@ class Replacement:
                 if self.value != "zero":
                     given = self._given_instead(plain, step, cut, unit, rows)
                     change = change + given.to(change)
-                on = removed[:, unit].to(total).reshape(-1, *[1] * (total.ndim - 1))
+                form = [1] * total.ndim
+                form[images_axis] = len(removed)
+                on = removed[:, unit].to(total).reshape(form)
                 total = total + on * change
             output = _with_first(whole, total)
         return output

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -212,10 +212,3 @@ SURROGATES: dict[str, Callable[[Job], Surrogate] | None] = {
     "none": None,
 }
 """Name to what prepares the surrogate of a job."""
-
-
-def batches_of(batch: Batch, size: int) -> Iterator[Batch]:
-    """Cut a batch into batches of at most `size` images."""
-    for start in range(0, len(batch.inputs), size):
-        targets = None if batch.targets is None else batch.targets[start : start + size]
-        yield Batch(batch.inputs[start : start + size], targets)

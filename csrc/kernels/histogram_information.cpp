@@ -87,16 +87,17 @@ Codes encode(Side side, int bins, std::uint16_t step, const std::vector<double>&
                  codes.code.get() + column * codes.pitch);
     }
   }
-  std::vector<std::int64_t> count(static_cast<std::size_t>(bins));
+  std::vector<std::int64_t> count(static_cast<std::size_t>(bins) * step);  // by code
   for (std::int64_t column = 0; column < side.n_columns; ++column) {
     const auto c = static_cast<std::size_t>(column);
     codes.constant.push_back(side.least[c] == side.largest[c]);
-    std::fill(count.begin(), count.end(), 0);
-    for (std::int64_t k = 0; k < side.n; ++k) {
-      ++count[static_cast<std::size_t>(codes.column(column)[k] / step)];
-    }
+    const std::uint16_t* code = codes.column(column);
+    for (std::int64_t k = 0; k < side.n; ++k) ++count[code[k]];
     double sum = 0.0;
-    for (const std::int64_t each : count) sum += count_log_count[static_cast<std::size_t>(each)];
+    for (std::size_t k = 0; k < count.size(); k += step) {
+      sum += count_log_count[static_cast<std::size_t>(count[k])];
+      count[k] = 0;
+    }
     codes.sum.push_back(sum);
   }
   return codes;

@@ -35,9 +35,9 @@ def test_ablation_equals_brute_force(name: str) -> None:
     whole = score(model, (X, Y), "ablation", batch_size=9)
     for row in whole.frame.itertuples():
         effects = _effects(model, row.group, row.unit)
-        assert row.effect == pytest.approx(effects.mean().item(), abs=1e-9)
-        assert row.importance == pytest.approx(effects.abs().mean().item(), abs=1e-9)
-        assert row.se == pytest.approx(effects.std().item() / 3, abs=1e-9)
+        assert row.effect == pytest.approx(effects.mean().item(), abs=1e-6)
+        assert row.importance == pytest.approx(effects.abs().mean().item(), abs=1e-6)
+        assert row.se == pytest.approx(effects.std().item() / 3, abs=1e-6)
     # Other batch cuts change only how convolutions round.
     np.testing.assert_allclose(scores.frame["effect"], whole.frame["effect"], atol=1e-5)
 
@@ -57,7 +57,7 @@ def test_ablation_where_a_prefix_value_changes_under_a_later_reader() -> None:
     model = networks.settle(Aliased())
     for row in score(model, (X, Y), "ablation").frame.itertuples():
         expected = _effects(model, row.group, row.unit).mean().item()
-        assert row.effect == pytest.approx(expected, abs=1e-9)
+        assert row.effect == pytest.approx(expected, abs=1e-6)
 
 
 def _cut_paths(model: nn.Module, group: str, unit: int) -> Tensor:
