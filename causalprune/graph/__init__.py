@@ -9,24 +9,24 @@ from causalprune.graph.capture import capture
 from causalprune.graph.hooked import capture_by_hooks
 from causalprune.graph.intervene import INTERVENTIONS, removed
 from causalprune.graph.interventions import Interventions
-from causalprune.graph.replay import CONSUMER_INPUT, Replay
+from causalprune.graph.recording import Recorder, frozen
 from causalprune.graph.trace import evaluating, trace
 from causalprune.graph.units import Consumer, ConsumerSite, Owned, Span, UnitGraph, UnitGroup
 
 __all__ = [
-    "CONSUMER_INPUT",
     "INTERVENTIONS",
     "Consumer",
     "ConsumerSite",
     "Interventions",
     "Owned",
-    "Replay",
+    "Recorder",
     "Span",
     "UnitGraph",
     "UnitGroup",
     "capture",
     "capture_by_hooks",
     "evaluating",
+    "frozen",
     "removed",
     "trace",
 ]

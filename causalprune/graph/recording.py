@@ -16,7 +16,7 @@ from causalprune.errors import UnsupportedModelError
 from causalprune.graph.steps import Step, steps_of
 from causalprune.graph.suffixes import first_input
 
-__all__ = ["Recorder", "frozen"]
+__all__ = ["Recorder", "Watcher", "frozen"]
 
 Watcher = Callable[[Tensor], Tensor]
 """Takes a value on its way and returns it, as it is or as a tensor to derive by."""
@@ -84,14 +84,14 @@ class Recorder:
         ]
         """Folded weights and biases that belong to no module of the network."""
 
-    def run(self, inputs: Tensor) -> Any:
-        """Run the network on `inputs` [N, ...] and return its output."""
+    def run(self, *inputs: Any) -> Any:
+        """Run the network on its inputs, [N, ...], and return its output."""
         values: dict[str, Any] = {}
         output: Any = None
-        taken = False
+        given = iter(inputs)
         for step in self._steps:
-            if step.op == "placeholder" and not taken:
-                value, taken = inputs, True
+            if step.op == "placeholder":
+                value: Any = next(given, step.args[0] if step.args else None)
             else:
                 value = self._run_step(step, values.__getitem__)
             if step.name in self._values:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-__all__ = ["Step", "folded_convolution", "is_in_place", "steps_of"]
+__all__ = ["Step", "folded", "is_in_place", "steps_of"]
 
 _OUT_OF_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -126,19 +126,35 @@ def steps_of(
     return _folded(steps, frozenset(keep)) if fold else steps
 
 
-def folded_convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one convolution that computes ``norm(conv(x))`` in eval mode."""
-    assert norm.running_mean is not None and norm.running_var is not None
+def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a convolution or linear layer with the batch norm behind it.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        With a weight [O, ...] and a bias [O] or none.
+    norm : nn.Module, optional
+        Batch norm over O channels with running statistics.
+
+    Returns
+    -------
+    weight : Tensor, shape and dtype of the layer's
+    bias : Tensor [O], or None where the layer has none and no norm follows
+    """
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    if norm is None:
+        return weight, bias
+    assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+    assert norm.running_var is not None and norm.running_mean is not None
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.detach().double()
-    if conv.bias is not None:
-        shift = shift + conv.bias.detach().double() * scale
-    weight = conv.weight.detach().double() * scale.reshape(-1, 1, 1, 1)
-    return weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
+    shift = (0.0 if bias is None else bias.double()) - norm.running_mean.double()
+    shift = shift * scale + (0.0 if norm.bias is None else norm.bias.detach().double())
+    scaled = weight.double() * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    return scaled.to(weight.dtype), shift.to(weight.dtype)
 
 
 def _name_of(target: Any) -> str:
@@ -206,12 +222,16 @@ def _overwrites_a_view(source: fx.Node, node: fx.Node) -> bool:
     return any(len(base.users) > 1 for base in bases)
 
 
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def _folded(steps: list[Step], keep: frozenset[str]) -> list[Step]:
     readers: dict[str, list[int]] = {}
     for index, step in enumerate(steps):
         for name in step.inputs:
             readers.setdefault(name, []).append(index)
-    folded = list(steps)
+    result = list(steps)
     for place, step in enumerate(steps):
         conv, users = step.module, readers.get(step.name, [])
         if type(conv) is not nn.Conv2d or len(users) != 1 or step.name in keep:
@@ -219,10 +239,13 @@ def _folded(steps: list[Step], keep: frozenset[str]) -> list[Step]:
         norm = steps[users[0]].module
         if type(norm) is not nn.BatchNorm2d or norm.running_var is None:
             continue
+        if _is_hooked(conv) or _is_hooked(norm):  # their hooks are to see what they always see
+            continue
         own = copy.copy(conv)
         own._parameters = dict(conv._parameters)
-        weight, bias = folded_convolution(conv, norm)
+        weight, bias = folded(conv, norm)
+        assert bias is not None
         own.weight, own.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
-        folded[place] = replace(step, run=own, module=own, folded=True)
-        folded[users[0]] = replace(steps[users[0]], run=lambda x: x, module=nn.Identity())
-    return folded
+        result[place] = replace(step, run=own, module=own, folded=True)
+        result[users[0]] = replace(steps[users[0]], run=lambda x: x, module=nn.Identity())
+    return result

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 
 from causalprune.errors import InvalidArgumentError, UnsupportedModelError
 from causalprune.graph import Consumer, ConsumerSite, UnitGraph
+from causalprune.graph.recording import Recorder
 from causalprune.scoring.consumption import layer_of
-from causalprune.scoring.recording import Recorder
 
 __all__ = ["Adjacency", "adjacencies", "adjacent_activations", "by_unit"]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from causalprune.errors import InvalidArgumentError
 from causalprune.graph import UnitGroup, trace
+from causalprune.graph.recording import Recorder, frozen
 from causalprune.scoring.consumption import (
     Effects,
     Reading,
@@ -22,7 +23,6 @@ from causalprune.scoring.consumption import (
 from causalprune.scoring.data import Batch
 from causalprune.scoring.methods import Job, UnitScores, register_method
 from causalprune.scoring.outcomes import evaluate
-from causalprune.scoring.recording import Recorder, frozen
 from causalprune.scoring.tally import Tally
 
 __all__ = ["conductance", "integrated_gradients"]
@@ -88,16 +88,19 @@ def integrated_gradients(job: Job, *, steps: int = 8) -> Mapping[str, UnitScores
     n_batches = job.batches.n_batches
     total = None if n_batches is None else n_batches * len(job.graph.groups)
     plain = _Watch(job, readings)
+    watches = {
+        group.name: _Watch(job, [r for r in readings if group.name in r.sizes], group)
+        for group in job.graph.groups
+    }
     with job.bar("integrated gradients", total) as advance, frozen(job.model):
         for batch in tally.batches():
             clean = plain.run(batch)[0]
             for group in tally.groups():
-                own = [r for r in readings if group.name in r.sizes]
-                watch = _Watch(job, own, group)
+                watch = watches[group.name]
                 flows: dict[str, Tensor] = {}
                 for step in range(steps):
                     alpha = (step + 0.5) / steps
-                    scaled = {r.site.layer: alpha * clean[r.site.layer] for r in own}
+                    scaled = {layer: alpha * clean[layer] for layer in watch.layers}
                     for key, slope in watch.run(batch, replaced=scaled)[1].items():
                         flows[key] = flows.get(key, 0.0) - slope * clean[key] / steps
                 effects = watch.by_group(flows, len(batch.inputs))[group.name]
@@ -117,6 +120,7 @@ class _Watch:
         self, job: Job, readings: Sequence[Reading], group: UnitGroup | None = None
     ) -> None:
         self._job, self._group, self._readings = job, group, readings
+        self.layers = [reading.site.layer for reading in readings]
         self._values: Values = {}
         self._of_one: dict[str, torch.Size] = {}
         self._replaced: Mapping[str, Tensor] = {}

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from causalprune import _native
 from causalprune.errors import UnsupportedModelError
 from causalprune.graph import Consumer, ConsumerSite, UnitGraph
+from causalprune.graph.steps import folded
 from causalprune.ops import path_effects
 from causalprune.reference import ACTIVATIONS
-from causalprune.scoring.recording import folded
 
 __all__ = [
     "Layout",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError, UnknownNameError
 from causalprune.graph import trace
+from causalprune.graph.recording import Recorder, frozen
 from causalprune.scoring.consumption import (
     Reading,
     by_unit,
@@ -22,7 +23,6 @@ from causalprune.scoring.data import Batch
 from causalprune.scoring.intervals import PairedMean
 from causalprune.scoring.methods import Job, MethodResult, UnitScores, register_method
 from causalprune.scoring.outcomes import evaluate
-from causalprune.scoring.recording import Recorder, frozen
 
 __all__ = ["edge_patching"]
 

@@ -13,11 +13,11 @@ from torch.fx.passes.shape_prop import TensorMetadata
 
 from causalprune.errors import DataError, InvalidArgumentError
 from causalprune.graph import UnitGraph, capture, evaluating, trace
+from causalprune.graph.recording import Recorder
 from causalprune.scoring.consumption import Reading, layer_of, readings_of
 from causalprune.scoring.data import as_batches
 from causalprune.scoring.explanatory import Walk, explain_on, images_of, network_of
 from causalprune.scoring.explanatory_graph import ExplanatoryGraph, ExplanatoryLayer
-from causalprune.scoring.recording import Recorder
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from causalprune.errors import DataError, InvalidArgumentError
 from causalprune.graph import UnitGraph, evaluating, trace
+from causalprune.graph.recording import Recorder, Watcher, frozen
 from causalprune.scoring.consumption import (
     Effects,
     Reading,
@@ -24,7 +25,6 @@ from causalprune.scoring.explanatory import Walk, explain_classes
 from causalprune.scoring.explanatory_graph import tables_of
 from causalprune.scoring.methods import Job, MethodResult, register_method
 from causalprune.scoring.outcomes import Outcome, evaluate
-from causalprune.scoring.recording import Recorder, Watcher, frozen
 from causalprune.scoring.tally import Tally
 
 __all__ = ["UnitPaths", "path", "per_image_effects"]

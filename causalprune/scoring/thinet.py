@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError
 from causalprune.graph import trace
+from causalprune.graph.recording import Recorder
 from causalprune.scoring.consumption import Reading, by_unit, layer_of, readings_of
 from causalprune.scoring.methods import Job, UnitScores, register_method
-from causalprune.scoring.recording import Recorder
 
 __all__ = ["removal_order", "thinet"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from causalprune.graph import trace
+from causalprune.graph.recording import Recorder
 from causalprune.scoring.consumption import Reading, by_unit, readings_of
 from causalprune.scoring.intervals import PairedMean
 from causalprune.scoring.methods import Job, UnitScores, register_method
-from causalprune.scoring.recording import Recorder
 
 __all__ = ["variance"]
 

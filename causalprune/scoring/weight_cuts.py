@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from causalprune.errors import UnsupportedModelError
+from causalprune.graph.recording import Recorder
 from causalprune.scoring.consumption import Layout, Reading, layer_of
-from causalprune.scoring.recording import Recorder
 
 __all__ = ["Draw", "WeightCuts", "value_bytes"]
 

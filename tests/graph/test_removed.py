@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError, UnknownNameError
-from causalprune.graph import CONSUMER_INPUT, Replay, capture, removed, trace
+from causalprune.graph import capture, removed
 
 X = networks.images(5)
 
@@ -105,32 +105,6 @@ def test_another_network() -> None:
         pass
 
 
-@pytest.mark.parametrize("name", networks.ALL)
-def test_replay_equals_forward(name: str) -> None:
-    model = networks.ALL[name]()
-    with torch.no_grad():
-        assert torch.equal(Replay(trace(model))(X), model(X))
-
-
-def test_replay_keeps_what_in_place_operators_would_overwrite() -> None:
-    model = networks.vgg()
-    replay = Replay(trace(model), keep=["_1"], consumers=["_4"])
-    with torch.no_grad():
-        replay(X)
-        assert torch.equal(replay.values["_1"], model[1](model[0](X)))
-        assert torch.equal(replay.values["_4" + CONSUMER_INPUT], model[:4](X))
-
-
-def test_replay_lets_later_readers_see_an_in_place_change() -> None:
-    class Aliased(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            y = x * 1.0
-            z = y.relu_()
-            return y + z
-
-    assert torch.equal(Replay(trace(Aliased()))(X), Aliased()(X))
-
-
 def test_consumers_called_by_keyword() -> None:
     class Keyword(nn.Module):
         def __init__(self) -> None:
@@ -148,6 +122,3 @@ def test_consumers_called_by_keyword() -> None:
         hidden[:, 1] = 0
         with removed(model, graph, {"first": [1]}):
             assert torch.equal(model(X), model.last(hidden))
-        replay = Replay(trace(model), consumers=["last"])
-        assert torch.equal(replay(X), model(X))
-        assert replay.values["last" + CONSUMER_INPUT].shape == (5, 4)

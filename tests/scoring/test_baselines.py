@@ -164,7 +164,7 @@ def test_variance_of_what_consumers_read() -> None:
 def test_conductance_of_a_cut_adds_up(name: str, group: str) -> None:
     """Every path from input to output passes the group: completeness."""
     model = networks.ALL[name]()
-    frame = score(model, DATA, "conductance", "logit", steps=200).frame
+    frame = score(model, DATA, "conductance", "logit", steps=100).frame
     with torch.no_grad():
         there, here = model(X * 0), model(X)
         change = (there - here).gather(1, Y[:, None]).mean().item()
@@ -186,14 +186,14 @@ def test_conductance_in_closed_form() -> None:
 def test_integrated_gradients_add_up_to_removing_the_group(name: str) -> None:
     model = networks.ALL[name]()
     graph = capture(model, X)
-    frame = score(model, DATA, "integrated_gradients", steps=100).frame
+    frame = score(model, DATA, "integrated_gradients", steps=24).frame
     for group in graph.groups:
         with torch.no_grad(), removed(model, graph, {group.name: range(group.n_units)}):
             gone = loss(model)
         with torch.no_grad():
             change = (gone - loss(model)).mean().item()
         got = rows(frame, group.name)["effect"].sum()
-        assert got == pytest.approx(change, abs=2e-2 * max(0.05, abs(change)))
+        assert got == pytest.approx(change, abs=5e-2 * max(0.05, abs(change)))
 
 
 # ---- edge patching -------------------------------------------------------------------------------
