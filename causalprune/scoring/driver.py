@@ -52,10 +52,12 @@ def score(
 
     The estimand of ``effect`` is the mean over the images of ``Y_do(unit := 0) - Y``: what the
     outcome of an image changes by when the unit is removed and everything else is left as it is.
-    ``ablation`` computes it exactly, ``path`` exactly up to the consumers' activations and at
-    first order behind them, ``taylor`` at first order throughout; ``l1``, ``l2`` and ``random``
-    are baselines without an effect. The network is evaluated in eval mode, its modes are
-    restored, and neither it nor the global random state is changed.
+    ``ablation`` computes it exactly (within a `budget`: with intervals that say how sure it is),
+    ``path`` exactly up to the consumers' activations and at first order behind them, ``taylor``
+    at first order throughout; norms, variances and information are scores without an effect. The
+    network is evaluated in eval mode, its modes are restored, and neither it nor the global
+    random state is changed. A network that cannot be traced is captured by hooks, with a
+    :class:`causalprune.errors.CapturedByHooksWarning`.
 
     Parameters
     ----------
@@ -65,8 +67,12 @@ def score(
         A bare tensor will do where no labels are needed (norms, random, callable outcomes).
         Methods without data read only the shape of the first image.
     method : str
-        ``"path"``, ``"ablation"``, ``"taylor"``, ``"l1"``, ``"l2"``, ``"random"``, or a
-        registered one.
+        Interventions: ``"ablation"``, ``"path"``, ``"taylor"``, ``"banzhaf"``, ``"cswap"``,
+        ``"cexcnn"``, ``"responsibility"``, ``"blame"``. Information: ``"datafree"``, ``"mint"``.
+        Lost in pruning: ``"wt"``, ``"sipp"``, ``"ft"``, ``"pfp"``. Baselines: ``"random"``,
+        ``"l1"``, ``"l2"``, ``"bn_scale"``, ``"snip"``, ``"thinet"``, ``"variance"``,
+        ``"integrated_gradients"``, ``"conductance"``, ``"edge_patching"``. Or a registered one.
+        Each is described where it is defined: ``help(causalprune.scoring.METHODS[name].function)``.
     outcome : str or callable
         ``"loss"`` (cross-entropy), ``"probability"``, ``"logit"``, ``"margin"`` (all of the true
         class), ``"correctness"`` (0 or 1; has no gradient), or ``(logits [N, K], targets) ->
