@@ -85,8 +85,7 @@ class CifarBlock(nn.Module):
         out = self.bn2(self.conv2(out))
         if self.padding:
             x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding), "constant", 0)
-        out += x
-        return F.relu(out)
+        return F.relu(out + x)
 
 
 class CifarResNet(nn.Module):

@@ -63,7 +63,10 @@ def by_hooks(model: nn.Module, graph: UnitGraph, x: Tensor, y: Tensor) -> Tensor
 
 
 def by_captum(model: nn.Module, graph: UnitGraph, x: Tensor, y: Tensor) -> Tensor:
-    """Mean effects [groups, SAMPLED]: channels one by one, then the rest as one feature."""
+    """Mean effects [groups, SAMPLED]: channels one by one, then the rest as one feature.
+
+    Right only where no layer's output is overwritten: captum reads it after the pass.
+    """
     rows = []
     for layer, at_output in cut_modules(graph).values():
         module = model.get_submodule(layer)

@@ -17,7 +17,9 @@ from causalprune.scoring.tally import Tally
 __all__ = ["ExactEffects", "ablation"]
 
 
-@register_method("ablation", takes_budget=True, shards=())
+@register_method(
+    "ablation", takes_budget=True, shards=(), interventions=("zero", "mean", "resample")
+)
 def ablation(
     job: Job,
     *,

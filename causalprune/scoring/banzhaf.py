@@ -34,7 +34,7 @@ ESTIMATORS = ("difference", "regression")
 Probability = float | Sequence[float] | Tensor
 
 
-@register_method("banzhaf", takes_budget=True)
+@register_method("banzhaf", takes_budget=True, interventions=("zero", "mean", "resample"))
 def banzhaf(
     job: Job,
     *,

@@ -18,7 +18,7 @@ from causalprune.scoring.methods import Job, MethodResult, UnitScores, register_
 __all__ = ["blame"]
 
 
-@register_method("blame", needs_labels=False)
+@register_method("blame", needs_labels=False, interventions=("zero", "mean"), outcomes=())
 def blame(
     job: Job,
     *,

@@ -13,7 +13,7 @@ from causalprune.scoring.methods import Job, MethodResult, UnitScores, register_
 __all__ = ["bn_scale"]
 
 
-@register_method("bn_scale", needs_data=False, needs_labels=False)
+@register_method("bn_scale", needs_data=False, needs_labels=False, outcomes=())
 def bn_scale(job: Job) -> MethodResult:
     """Absolute scale ``|gamma|`` of the batch norm behind a unit.
 

@@ -19,7 +19,12 @@ from causalprune.scoring.outcomes import OUTCOMES, Outcome
 __all__ = ["cexcnn", "deletion_effects", "probability_of"]
 
 
-@register_method("cexcnn", needs_labels=False)
+@register_method(
+    "cexcnn",
+    needs_labels=False,
+    interventions=("zero", "mean", "resample"),
+    outcomes=("correctness",),
+)
 def cexcnn(job: Job, *, target_class: int | None = None) -> MethodResult:
     """Rank units by e = accuracy(network) - accuracy(unit deleted), on the images given.
 

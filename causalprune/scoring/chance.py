@@ -11,7 +11,7 @@ from causalprune.scoring.methods import Job, UnitScores, register_method
 __all__ = ["chance"]
 
 
-@register_method("random", needs_data=False, needs_labels=False)
+@register_method("random", needs_data=False, needs_labels=False, outcomes=())
 def chance(job: Job) -> Mapping[str, UnitScores]:
     """Draw every importance from U[0, 1), with a generator of its own from the seed."""
     generator = torch.Generator().manual_seed(job.seed)

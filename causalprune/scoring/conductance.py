@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from causalprune.errors import InvalidArgumentError
-from causalprune.graph import UnitGroup, trace
-from causalprune.graph.recording import Recorder, frozen
+from causalprune.graph import UnitGroup
+from causalprune.graph.recording import frozen
 from causalprune.scoring.consumption import (
     Effects,
     Reading,
@@ -19,6 +18,7 @@ from causalprune.scoring.consumption import (
     images_first,
     per_column,
     readings_of,
+    recorder_of,
 )
 from causalprune.scoring.data import Batch
 from causalprune.scoring.methods import Job, UnitScores, register_method
@@ -49,7 +49,7 @@ def conductance(job: Job, *, steps: int = 16) -> Mapping[str, UnitScores]:
     """
     _check_steps(steps)
     readings = readings_of(job.model, job.graph)
-    watch = _Watch(job, readings)
+    watch = _Watch(job, job.trace(), readings)
     tally, share = Tally(job), FORWARDS_PER_STEP * (steps + 1) / job.n_units
     with job.bar("conductance", job.batches.n_batches) as advance, frozen(job.model):
         for batch in tally.batches():
@@ -87,9 +87,10 @@ def integrated_gradients(job: Job, *, steps: int = 8) -> Mapping[str, UnitScores
     tally = Tally(job, by_group=True)
     n_batches = job.batches.n_batches
     total = None if n_batches is None else n_batches * len(job.graph.groups)
-    plain = _Watch(job, readings)
+    traced = job.trace()
+    plain = _Watch(job, traced, readings)
     watches = {
-        group.name: _Watch(job, [r for r in readings if group.name in r.sizes], group)
+        group.name: _Watch(job, traced, [r for r in readings if group.name in r.sizes], group)
         for group in job.graph.groups
     }
     with job.bar("integrated gradients", total) as advance, frozen(job.model):
@@ -117,18 +118,18 @@ class _Watch:
     """
 
     def __init__(
-        self, job: Job, readings: Sequence[Reading], group: UnitGroup | None = None
+        self,
+        job: Job,
+        traced: fx.GraphModule,
+        readings: Sequence[Reading],
+        group: UnitGroup | None = None,
     ) -> None:
         self._job, self._group, self._readings = job, group, readings
         self.layers = [reading.site.layer for reading in readings]
         self._values: Values = {}
         self._of_one: dict[str, torch.Size] = {}
         self._replaced: Mapping[str, Tensor] = {}
-        self._recorder = Recorder(
-            trace(job.model, job.batches.example),
-            {r.site.node: partial(self._see, r) for r in readings if r.consumer.at_output},
-            {r.site.node: partial(self._see, r) for r in readings if not r.consumer.at_output},
-        )
+        self._recorder = recorder_of(traced, readings, self._see)
 
     def run(
         self, batch: Batch, *, scale: float = 1.0, replaced: Mapping[str, Tensor] | None = None

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from causalprune import _native
 from causalprune.errors import UnsupportedModelError
 from causalprune.graph import Consumer, ConsumerSite, UnitGraph
+from causalprune.graph.recording import Recorder
 from causalprune.graph.steps import folded
 from causalprune.ops import path_effects
 from causalprune.reference import ACTIVATIONS
@@ -28,6 +30,7 @@ __all__ = [
     "layer_of",
     "per_column",
     "readings_of",
+    "recorder_of",
 ]
 
 Effects = dict[str, Tensor]
@@ -115,7 +118,7 @@ def readings_of(model: nn.Module, graph: UnitGraph) -> list[Reading]:
         site = graph.sites.get(layer)
         if site is None:
             raise UnsupportedModelError(
-                f"model: path effects need to see the operators around {layer!r} "
+                f"model: the method needs to see the operators around {layer!r} "
                 f"({graph.untraced or 'which the captured graph does not show'}); "
                 "use method='ablation'"
             )
@@ -137,6 +140,28 @@ def readings_of(model: nn.Module, graph: UnitGraph) -> list[Reading]:
     return found
 
 
+def recorder_of(
+    traced: fx.GraphModule,
+    readings: Sequence[Reading],
+    see: Callable[[Reading, Tensor], Tensor],
+) -> Recorder:
+    """Prepare to run a network; `see` is given every reading and its value, and returns it.
+
+    Parameters
+    ----------
+    traced : fx.GraphModule
+        From :meth:`causalprune.scoring.methods.Job.trace`.
+    readings : sequence of Reading
+        Of the same network.
+    see : callable
+        The value is what the consumer reads, or that of the branch; the network goes on with what
+        is returned.
+    """
+    outputs = {r.site.node: partial(see, r) for r in readings if r.consumer.at_output}
+    inputs = {r.site.node: partial(see, r) for r in readings if not r.consumer.at_output}
+    return Recorder(traced, outputs, inputs)
+
+
 def layer_of(module: nn.Module) -> nn.Conv2d | nn.Linear:
     """Return the layer whose weights read the units, of an attention layer its projection.
 
@@ -151,7 +176,7 @@ def layer_of(module: nn.Module) -> nn.Conv2d | nn.Linear:
     if isinstance(projection, (nn.Conv2d, nn.Linear)):
         return projection
     raise UnsupportedModelError(
-        "model: path effects know convolutions, linear and attention layers as consumers, got a "
+        "model: the method knows convolutions, linear and attention layers as consumers, got a "
         f"{type(module).__name__}; use method='ablation'"
     )
 

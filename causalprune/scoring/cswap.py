@@ -63,7 +63,7 @@ class ClassTests:
     p_equivalent: Numbers
 
 
-@register_method("cswap")
+@register_method("cswap", interventions=("zero", "mean", "resample"), outcomes=("probability",))
 def cswap(
     job: Job,
     *,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError, UnknownNameError
-from causalprune.graph import ConsumerSite, trace
+from causalprune.graph import ConsumerSite
 from causalprune.ops import histogram_information
 from causalprune.scoring.adjacency import (
     Adjacency,
@@ -30,7 +30,7 @@ LARGEST_SHARE = 1.0 - 1e-12
 NOISE_BATCH = 256
 
 
-@register_method("datafree", needs_data=False, needs_labels=False)
+@register_method("datafree", needs_data=False, needs_labels=False, outcomes=())
 def datafree(
     job: Job, *, mode: str = "closed_form", n_noise: int = 10_000, bins: int = 64
 ) -> MethodResult:
@@ -131,7 +131,7 @@ def _closed_form(job: Job, layers: list[Adjacency]) -> dict[str, Tensor]:
 
         return see
 
-    traced = trace(job.model, example)
+    traced = job.trace()
     walk = MomentWalk(traced, {a.site.node: watch(a) for a in layers})
     shape = example.shape
     walk.run(
@@ -180,7 +180,7 @@ def _sampled(job: Job, layers: list[Adjacency], n_noise: int, bins: int) -> dict
                 advance()
 
     seen: Mapping[str, tuple[Tensor, Tensor]] = adjacent_activations(
-        trace(job.model, example), layers, _output, noise()
+        job.trace(), layers, _output, noise()
     )
     return {
         layer: histogram_information(parents.float(), children.float(), bins)

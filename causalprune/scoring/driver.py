@@ -22,7 +22,7 @@ from causalprune.scoring.methods import (
     UnitScores,
     resolve_method,
 )
-from causalprune.scoring.outcomes import Outcome, resolve_outcome
+from causalprune.scoring.outcomes import DEFAULT_OUTCOME, OUTCOMES, Outcome, resolve_outcome
 from causalprune.scoring.scores import COLUMNS, Scores, as_table, fingerprint
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def score(
     model: nn.Module,
     data: Any,
     method: str = "path",
-    outcome: str | Callable[..., Tensor] = "loss",
+    outcome: str | Callable[..., Tensor] = DEFAULT_OUTCOME,
     budget: float | None = None,
     *,
     units: str = "groups",
@@ -153,7 +153,7 @@ def open_job(
     model: nn.Module,
     data: Any,
     method: str,
-    outcome: str | Callable[..., Tensor] = "loss",
+    outcome: str | Callable[..., Tensor] = DEFAULT_OUTCOME,
     budget: float | None = None,
     *,
     units: str = "groups",
@@ -173,7 +173,7 @@ def open_job(
     chosen, wanted = resolve_method(method), resolve_outcome(outcome)
     _check_arguments(model, chosen, wanted, confidence, seed)
     _check_numbers(budget, max_images, batch_size, max_cache_bytes)
-    _check_choices(chosen, units, intervention, budget, options)
+    _check_choices(chosen, wanted, units, intervention, budget, options)
     with (
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(False),
@@ -264,6 +264,7 @@ def _check_numbers(
 
 def _check_choices(
     method: Method,
+    outcome: Outcome,
     units: str,
     intervention: str,
     budget: float | None,
@@ -273,8 +274,19 @@ def _check_choices(
         raise UnknownNameError("choice of units", units, ("groups", "filters"))
     if intervention not in INTERVENTIONS:
         raise UnknownNameError("intervention", intervention, INTERVENTIONS)
+    if intervention not in method.interventions:
+        raise InvalidArgumentError(
+            f"intervention: expected {_either(method.interventions)} for method {method.name!r}, "
+            f"got {intervention!r}; methods that take it: "
+            + _names(METHODS, lambda known: intervention in known.interventions)
+        )
+    if not method.takes_outcome(outcome.name) and outcome is not OUTCOMES[DEFAULT_OUTCOME]:
+        raise InvalidArgumentError(
+            f"outcome: method {method.name!r} {_measures(method)}, leave out `outcome`; got "
+            f"{outcome.name!r}"
+        )
     if budget is not None and not method.takes_budget:
-        able = ", ".join(sorted(name for name, known in METHODS.items() if known.takes_budget))
+        able = _names(METHODS, lambda known: known.takes_budget)
         raise InvalidArgumentError(
             f"budget: expected none for method {method.name!r}, got {budget!r}; methods that work "
             f"within a budget: {able}"
@@ -282,6 +294,20 @@ def _check_choices(
     for name in options:
         if name not in method.options:
             raise UnknownNameError(f"option of method {method.name!r}", name, method.options)
+
+
+def _names(methods: Mapping[str, Method], able: Callable[[Method], bool]) -> str:
+    return ", ".join(sorted(name for name, known in methods.items() if able(known)))
+
+
+def _either(choices: tuple[str, ...]) -> str:
+    return " or ".join(repr(choice) for choice in choices)
+
+
+def _measures(method: Method) -> str:
+    if not method.outcomes:
+        return "measures no outcome that could be chosen"
+    return f"is defined on {_either(method.outcomes)}"
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError, UnknownNameError
-from causalprune.graph import trace
 from causalprune.graph.recording import Recorder, frozen
 from causalprune.scoring.consumption import (
     Reading,
@@ -87,7 +86,7 @@ class _Patching:
         outer = [r for r in self._readings if r.consumer.at_output]
         # Not folded: the slope is taken at the output of the layer whose weight is used.
         self._recorder = Recorder(
-            trace(job.model, job.batches.example),
+            job.trace(),
             {r.site.node: partial(self._see_output, r) for r in [*outer, *inner]},
             {r.site.node: partial(self._see_input, r) for r in inner},
             fold=False,

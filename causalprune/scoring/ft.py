@@ -16,7 +16,7 @@ from causalprune.scoring.wt import filter_norms
 __all__ = ["filter_budget", "ft", "quantiles"]
 
 
-@register_method("ft", needs_data=False, needs_labels=False)
+@register_method("ft", needs_data=False, needs_labels=False, outcomes=())
 def ft(job: Job) -> Mapping[str, UnitScores]:
     """Rank of a unit's l1 norm within its layer, in (0, 1).
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from causalprune.errors import InvalidArgumentError, UnknownNameError
-from causalprune.graph import UnitGraph
+from causalprune.graph import UnitGraph, trace
 from causalprune.scoring.data import Batches
 from causalprune.scoring.intervals import PairedMean
-from causalprune.scoring.outcomes import OUTCOMES, Outcome
+from causalprune.scoring.outcomes import DEFAULT_OUTCOME, OUTCOMES, Outcome
 
 if TYPE_CHECKING:
     from causalprune.scoring.tally import Share
@@ -75,6 +75,16 @@ class Job:
         """Number of units in all groups."""
         return sum(group.n_units for group in self.graph.groups)
 
+    def trace(self) -> fx.GraphModule:
+        """Trace the network as it was for its graph, whose sites name the nodes.
+
+        Raises
+        ------
+        UntraceableModelError
+            If it cannot be traced.
+        """
+        return trace(self.model, self.batches.example, exported=self.graph.exported)
+
     @contextmanager
     def bar(self, label: str, total: int | None) -> Iterator[Callable[[], None]]:
         """Show a progress bar of `total` steps; yields the function that advances it."""
@@ -112,7 +122,7 @@ def fixed_outcome(job: Job, method: str, outcome: Outcome) -> Job:
     >>> fixed_outcome(job, "cexcnn", OUTCOMES["correctness"]).outcome.name
     'correctness'
     """
-    if job.outcome not in (OUTCOMES["loss"], outcome):
+    if job.outcome not in (OUTCOMES[DEFAULT_OUTCOME], outcome):
         raise InvalidArgumentError(
             f"outcome: method {method!r} is defined on {outcome.name!r}, leave out `outcome`; "
             f"got {job.outcome.name!r}"
@@ -208,6 +218,12 @@ class Method:
     needs_gradient: bool
     shards: tuple[str, ...] | None = None
     takes_budget: bool = False
+    interventions: tuple[str, ...] = ("zero",)
+    outcomes: tuple[str, ...] | None = None
+
+    def takes_outcome(self, name: str) -> bool:
+        """Tell whether the method measures changes of the outcome called `name`."""
+        return self.outcomes is None or name in self.outcomes
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -227,6 +243,8 @@ def register_method(
     needs_gradient: bool = False,
     shards: tuple[str, ...] | None = None,
     takes_budget: bool = False,
+    interventions: tuple[str, ...] = ("zero",),
+    outcomes: tuple[str, ...] | None = None,
 ) -> Callable[[MethodFunction], MethodFunction]:
     """Make a scoring method known under `name` (decorator).
 
@@ -249,6 +267,12 @@ def register_method(
         :class:`causalprune.scoring.tally.Tally` and gives nothing else. Default: it cannot.
     takes_budget : bool
         Whether it can work within ``job.budget`` forward-equivalents.
+    interventions : tuple of str
+        Values of ``job.intervention`` that it honours; :func:`score` refuses the others. A method
+        that intervenes on nothing leaves it at the default of :func:`score`.
+    outcomes : tuple of str, optional
+        Names of the outcomes whose changes it measures; ``()``: of none. :func:`score` refuses
+        the others, but for its own default, which then stands for nothing. Default: any.
 
     Raises
     ------
@@ -269,7 +293,15 @@ def register_method(
         if name in METHODS:
             raise InvalidArgumentError(f"name: expected a new method name, got {name!r}")
         METHODS[name] = Method(
-            name, function, needs_data, needs_labels, needs_gradient, shards, takes_budget
+            name,
+            function,
+            needs_data,
+            needs_labels,
+            needs_gradient,
+            shards,
+            takes_budget,
+            interventions,
+            outcomes,
         )
         return function
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from causalprune.errors import DataError, InvalidArgumentError, UnknownNameError
-from causalprune.graph import ConsumerSite, trace
+from causalprune.graph import ConsumerSite
 from causalprune.ops import spanning_tree_information
 from causalprune.scoring.adjacency import (
     Adjacency,
@@ -26,7 +26,7 @@ RIDGE = 1e-2
 """Added to the covariance of standardised activations."""
 
 
-@register_method("mint")
+@register_method("mint", outcomes=())
 def mint(
     job: Job,
     *,
@@ -99,7 +99,7 @@ def mint(
     layers = adjacencies(job.model, job.graph, "mint")
     images, notes = _balanced(job, samples_per_class)
     with job.bar("activations", None) as advance:
-        traced = trace(job.model, job.batches.example)
+        traced = job.trace()
         seen = adjacent_activations(traced, layers, _behind, _batches(images, advance))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(job.seed))
     edges = {}

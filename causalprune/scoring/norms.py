@@ -13,7 +13,7 @@ from causalprune.scoring.methods import Job, UnitScores, register_method
 __all__ = ["l1", "l2", "produced"]
 
 
-@register_method("l1", needs_data=False, needs_labels=False)
+@register_method("l1", needs_data=False, needs_labels=False, outcomes=())
 def l1(job: Job) -> Mapping[str, UnitScores]:
     """Sum of absolute weights that produce a unit (Li et al. 2017, eq. 1).
 
@@ -26,7 +26,7 @@ def l1(job: Job) -> Mapping[str, UnitScores]:
     }
 
 
-@register_method("l2", needs_data=False, needs_labels=False)
+@register_method("l2", needs_data=False, needs_labels=False, outcomes=())
 def l2(job: Job) -> Mapping[str, UnitScores]:
     """Euclidean norm of the weights that produce a unit; all producers of a group together."""
     return {

@@ -16,7 +16,14 @@ from causalprune.errors import (
     UnsupportedModelError,
 )
 
-__all__ = ["OUTCOMES", "Outcome", "evaluate", "register_outcome", "resolve_outcome"]
+__all__ = [
+    "DEFAULT_OUTCOME",
+    "OUTCOMES",
+    "Outcome",
+    "evaluate",
+    "register_outcome",
+    "resolve_outcome",
+]
 
 OutcomeFunction = Callable[..., Tensor]
 
@@ -46,6 +53,9 @@ class Outcome:
 
 
 OUTCOMES: dict[str, Outcome] = {}
+
+DEFAULT_OUTCOME = "loss"
+"""What :func:`score` measures unless told otherwise."""
 
 
 def register_outcome(

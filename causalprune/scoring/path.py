@@ -19,6 +19,7 @@ from causalprune.scoring.consumption import (
     first_order,
     images_first,
     readings_of,
+    recorder_of,
 )
 from causalprune.scoring.data import Batch
 from causalprune.scoring.explanatory import Walk, explain_classes
@@ -41,7 +42,7 @@ SPARE = 1.5
 Result = tuple[Effects, str, "Tensor | None"]
 
 
-@register_method("path", needs_gradient=True, shards=())
+@register_method("path", needs_gradient=True, shards=(), interventions=("zero", "mean"))
 def path(
     job: Job,
     *,
@@ -150,7 +151,7 @@ class UnitPaths:
         if job.intervention not in ("zero", "mean"):
             raise InvalidArgumentError(
                 "intervention: path effects cut to 'zero' or to the 'mean', got "
-                f"{job.intervention!r}; use method='ablation'"
+                f"{job.intervention!r}; use method='ablation', with a budget surrogate='none'"
             )
         paths = cls(
             job.model, job.graph, job.outcome, max_cache_bytes=job.max_cache_bytes, edges=edges
@@ -175,13 +176,7 @@ class UnitPaths:
         with torch.no_grad():
             for batch in batches:
                 if recorder is None:
-                    outputs = [r for r in self._readings if r.consumer.at_output]
-                    inputs = [r for r in self._readings if not r.consumer.at_output]
-                    recorder = Recorder(
-                        self._trace(batch.inputs[:1]),
-                        {r.site.node: partial(add, r) for r in outputs},
-                        {r.site.node: partial(add, r) for r in inputs},
-                    )
+                    recorder = recorder_of(self._trace(batch.inputs[:1]), self._readings, add)
                 for start in range(0, len(batch.inputs), CHUNK):
                     recorder.run(batch.inputs[start : start + CHUNK])
         self._means = {key: total / counts[key] for key, total in totals.items()}

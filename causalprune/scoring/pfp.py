@@ -28,7 +28,7 @@ LOG_EPSILON = 30.0
 """epsilon is sought between exp(-30), where all that matters stays, and exp(30)."""
 
 
-@register_method("pfp", needs_labels=False)
+@register_method("pfp", needs_labels=False, outcomes=())
 def pfp(job: Job) -> MethodResult:
     """Channel sensitivity: a unit's largest share in any sum of its consumers.
 

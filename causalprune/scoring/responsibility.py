@@ -28,7 +28,12 @@ ACCURACY_THRESHOLD = 0.01
 """Default `theta` of the additive form: one point of accuracy, or of probability."""
 
 
-@register_method("responsibility", needs_labels=False)
+@register_method(
+    "responsibility",
+    needs_labels=False,
+    interventions=("zero", "mean", "resample"),
+    outcomes=("correctness",),
+)
 def responsibility(
     job: Job,
     *,

@@ -47,7 +47,7 @@ DOUBLINGS = 10
 """How far beyond the weights that are wanted the number of draws may rise."""
 
 
-@register_method("sipp", needs_labels=False)
+@register_method("sipp", needs_labels=False, outcomes=())
 def sipp(job: Job) -> MethodResult:
     """Relative sensitivity of every weight: mean over output positions, maximum over points.
 

@@ -95,7 +95,7 @@ def surrogate_of(name: str | None, job: Job) -> Surrogate | None:
 
 
 def _best_for(job: Job) -> str:
-    if not job.outcome.differentiable or not job.graph.traced:
+    if not job.outcome.differentiable or not job.graph.traced or job.intervention == "resample":
         return "none"
     by_odds = OUTCOMES.get(job.outcome.name) is job.outcome and job.outcome.name in _ON_LOG_ODDS
     return "log_odds" if by_odds else "path"

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError
-from causalprune.graph import trace
-from causalprune.graph.recording import Recorder
-from causalprune.scoring.consumption import Reading, by_unit, layer_of, readings_of
+from causalprune.scoring.consumption import Reading, by_unit, layer_of, readings_of, recorder_of
 from causalprune.scoring.methods import Job, UnitScores, register_method
 
 __all__ = ["removal_order", "thinet"]
 
 
-@register_method("thinet", needs_labels=False)
+@register_method("thinet", needs_labels=False, outcomes=())
 def thinet(job: Job, *, samples_per_image: int = 10) -> Mapping[str, UnitScores]:
     """Place of a unit in the greedy order that keeps the consumers' outputs (section 3.2).
 
@@ -53,11 +50,7 @@ def thinet(job: Job, *, samples_per_image: int = 10) -> Mapping[str, UnitScores]
             grams[name] += torch.diag(together.diagonal()) if own else together
         return value
 
-    recorder = Recorder(
-        trace(job.model, job.batches.example),
-        {r.site.node: partial(see, r) for r in readings if r.consumer.at_output},
-        {r.site.node: partial(see, r) for r in readings if not r.consumer.at_output},
-    )
+    recorder = recorder_of(job.trace(), readings, see)
     n_images = 0
     with torch.no_grad(), job.bar("thinet", job.batches.n_batches) as advance:
         for batch in job.batches:

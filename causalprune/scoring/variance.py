@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from causalprune.graph import trace
-from causalprune.graph.recording import Recorder
-from causalprune.scoring.consumption import Reading, by_unit, readings_of
+from causalprune.scoring.consumption import Reading, by_unit, readings_of, recorder_of
 from causalprune.scoring.intervals import PairedMean
 from causalprune.scoring.methods import Job, UnitScores, register_method
 
 __all__ = ["variance"]
 
 
-@register_method("variance", needs_labels=False)
+@register_method("variance", needs_labels=False, outcomes=())
 def variance(job: Job) -> Mapping[str, UnitScores]:
     """Variance of what the consumers read of a unit, over images and positions.
 
@@ -34,11 +31,7 @@ def variance(job: Job) -> Mapping[str, UnitScores]:
         seen.setdefault(reading.site.layer, PairedMean(columns.shape[1])).update(columns)
         return value
 
-    recorder = Recorder(
-        trace(job.model, job.batches.example),
-        {r.site.node: partial(see, r) for r in readings if r.consumer.at_output},
-        {r.site.node: partial(see, r) for r in readings if not r.consumer.at_output},
-    )
+    recorder = recorder_of(job.trace(), readings, see)
     n_images = 0
     with torch.no_grad(), job.bar("variance", job.batches.n_batches) as advance:
         for batch in job.batches:

@@ -12,7 +12,7 @@ from causalprune.scoring.norms import l1
 __all__ = ["filter_norms", "weight_magnitudes", "wt"]
 
 
-@register_method("wt", needs_data=False, needs_labels=False)
+@register_method("wt", needs_data=False, needs_labels=False, outcomes=())
 def wt(job: Job) -> MethodResult:
     """Magnitude of every weight of every convolution and linear layer.
 
