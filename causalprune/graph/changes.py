@@ -162,14 +162,16 @@ def columns_of(value: Tensor, axis: int, columns: Tensor) -> Tensor:
     Selecting channels by index from a channels_last tensor copies all of it first.
     """
     first, n = _run_of(columns)
-    return value.index_select(axis, columns) if n is None else value.narrow(axis, first, n)
+    if n is None:
+        return value.index_select(axis, columns.to(value.device))
+    return value.narrow(axis, first, n)
 
 
 def with_columns(value: Tensor, axis: int, columns: Tensor, new: Tensor) -> Tensor:
     """Return a copy of a value with other `columns`."""
     first, n = _run_of(columns)
     if n is None:
-        return value.index_copy(axis, columns, new)
+        return value.index_copy(axis, columns.to(value.device), new)
     result = value.clone()
     result.narrow(axis, first, n).copy_(new)
     return result
