@@ -21,7 +21,8 @@ from causalprune.experiments.progress import stage
 from causalprune.experiments.records import read_json, write_json
 from causalprune.experiments.training import train
 from causalprune.experiments.weights import load_weights, save_weights
-from causalprune.scoring import Scores, score
+from causalprune.scoring import Scores, resolve_method, score
+from causalprune.scoring.outcomes import DEFAULT_OUTCOME
 
 __all__ = [
     "REFERENCE_METHOD",
@@ -127,7 +128,7 @@ def score_networks(
                         model,
                         splits.calibration,
                         method=method,
-                        outcome=config.outcome,
+                        outcome=_outcome_for(method, config.outcome),
                         seed=derive_seed(config.seed, "scores", number, method),
                     )
                 except Exception as error:  # recorded with every trial that needs these scores
@@ -136,6 +137,11 @@ def score_networks(
                 result.save(file)
                 scores[number, method] = result
     return scores, problems
+
+
+def _outcome_for(method: str, outcome: str) -> str:
+    """Return `outcome` where the method measures it; norms and the like measure none."""
+    return outcome if resolve_method(method).takes_outcome(outcome) else DEFAULT_OUTCOME
 
 
 def check_scores(

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from causalprune.graph.steps import Step
+from causalprune.graph.steps import Step, is_hooked
 from causalprune.ops.channel_update import channel_update
 
 __all__ = [
@@ -75,14 +75,18 @@ class Narrow:
 def is_linear_layer(step: Step) -> bool:
     """Whether the step is a convolution or linear layer that an update can answer for."""
     module = step.module
+    if module is None or is_hooked(module):
+        return False
     if type(module) is nn.Conv2d:
         return module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return isinstance(module, nn.Linear)
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
 def is_channelwise(step: Step, source: str, axis: int, shapes: Shapes) -> bool:
     """Whether a change of some columns of `source` changes only those columns of the step."""
     before, after = shapes.get(source, ()), shapes.get(step.name, ())
+    if step.module is not None and is_hooked(step.module):
+        return False
     if isinstance(step.module, _MODULES):
         return True
     if isinstance(step.module, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -91,10 +95,8 @@ def is_channelwise(step: Step, source: str, axis: int, shapes: Shapes) -> bool:
         return axis == 1 and len(before) == 4 and len(after) == 4
     if step.module is not None:
         return isinstance(step.module, nn.Flatten) and _flattens(before, after, axis)
-    if step.function in _FUNCTIONS:
-        return before == after
-    if step.function in _ARITHMETIC:
-        return all(shapes.get(name) == after for name in step.inputs if name in shapes)
+    if step.function in _FUNCTIONS or step.function in _ARITHMETIC:
+        return all(shapes[name] == after for name in step.inputs if name in shapes)
     if step.function in _FLATTENS:
         return _flattens(before, after, axis)
     return step.function == "mean" and axis == 1 and len(before) == 4 and _over_positions(step)
@@ -136,6 +138,8 @@ def carries_on(
     module = step.module
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         new: Tensor = _normalised(module, change)
+    elif step.function in _FLATTENS:  # its own arguments may name the number of all columns
+        new = change.new.flatten(1)
     else:
         new = step(value_of)
     columns, axis = change.columns, change.axis

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from causalprune.errors import InvalidArgumentError, UnknownNameError, UnsupportedModelError
 from causalprune.graph.changes import Narrow, carries_on, materialised, updated
 from causalprune.graph.intervene import INTERVENTIONS, check_units
-from causalprune.graph.jobs import Job, batched, joined, part_of, pieces
-from causalprune.graph.plain_run import PlainRun, Rows
+from causalprune.graph.jobs import Job, batched, part_of, pieces
+from causalprune.graph.plain_run import PlainRun, Rows, joined
 from causalprune.graph.replacement import Removal, Replacement, unit_means
 from causalprune.graph.steps import Step
 from causalprune.graph.suffixes import Cut, Suffix, first_input, suffix_of
@@ -54,6 +54,25 @@ class Interventions:
         again when it is asked for.
     seed : int
         For ``"resample"``.
+
+    Raises
+    ------
+    UnknownNameError
+        If `value` is none of the three.
+    UnsupportedModelError
+        If an intervention asks for what the captured graph cannot give.
+
+    Examples
+    --------
+    >>> from causalprune.graph import capture
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    >>> x = torch.randn(5, 4)
+    >>> with torch.no_grad():
+    ...     run = Interventions(model, capture(model, x), example=x[:1])
+    ...     plain = run.observe(x)
+    ...     outputs = run.remove("0", [0, 2])
+    >>> outputs.shape, run.cost("0") < 1
+    (torch.Size([2, 5, 2]), True)
     """
 
     def __init__(
@@ -146,7 +165,7 @@ class Interventions:
         """
         for unit in units:
             check_units(self._graph.group(group), [unit])
-        chosen = torch.arange(len(self._inputs)) if images is None else torch.tensor(list(images))
+        chosen = self._chosen(images)
         result = self._output[chosen.to(self._output.device)].repeat(
             len(units), *[1] * self._output.ndim
         )
@@ -194,6 +213,16 @@ class Interventions:
                 )
         return self._remove_on_all(masks)
 
+    def _chosen(self, images: Sequence[int] | None) -> Tensor:
+        """Check indices into the observed images; returns [n], int64."""
+        n_images = len(self._inputs)
+        chosen = range(n_images) if images is None else [int(image) for image in images]
+        if not all(0 <= image < n_images for image in chosen):
+            raise InvalidArgumentError(
+                f"images: expected indices in [0, {n_images}), got {list(chosen)[:20]}"
+            )
+        return torch.tensor(list(chosen), dtype=torch.int64)
+
     def _remove_on_all(self, removal: Removal) -> Tensor:
         if not removal:
             return self._output.clone()
@@ -201,6 +230,10 @@ class Interventions:
             return self._replace.whole_run(self._model, self._graph, self._inputs, removal)
         suffix = self._suffix(list(removal), jointly=True)
         self._check_resampling(suffix, ", ".join(removal))
+        if not self._can_mask(self._plain, suffix):
+            masks = {g: r for g, r in removal.items() if isinstance(r, Tensor)}
+            if masks:
+                return self._remove_row_by_row(masks)
         size = max(1, ROW_BYTES // suffix.row_bytes) if suffix.by_image else 2**62
         parts = []
         for start, stop in self._plain.parts():
@@ -217,6 +250,32 @@ class Interventions:
                 parts += self._run(self._plain, suffix, [job])
         self.rows_run += len(self._inputs)
         return torch.cat(parts)
+
+    def _remove_row_by_row(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """Answer masks where a value that is cut does not show which image is where."""
+        names, width = list(masks), [mask.shape[1] for mask in masks.values()]
+        different, place = torch.cat([m.cpu() for m in masks.values()], 1).unique(
+            dim=0, return_inverse=True
+        )
+        result = self._output.clone()
+        for index, row in enumerate(different):
+            gone = zip(names, row.split(width), strict=True)
+            outputs = self.remove_jointly({g: m.nonzero().flatten().tolist() for g, m in gone})
+            where = (place == index).nonzero().flatten().to(result.device)
+            result[where] = outputs[where]
+        return result
+
+    @staticmethod
+    def _can_mask(plain: PlainRun, suffix: Suffix) -> bool:
+        """Whether every value that is cut has a dimension whose places are the images."""
+        cut = [
+            (step.name if any(c.consumer.at_output for c in suffix.cuts[step.name]) else None)
+            or first_input(step)
+            for step in plain.steps
+            if step.name in suffix.cuts
+        ]
+        tensors = [name for name in cut if name in plain.seen.shapes]
+        return all(plain.seen.images_axis(name) is not None for name in tensors)
 
     # ---- what has to be run ------------------------------------------------------------------
 
@@ -311,7 +370,7 @@ class Interventions:
 
         def value_of(name: str) -> Any:
             if name not in values:
-                values[name] = joined([plain.value(name, job.rows) for job in jobs])
+                values[name] = plain.together(name, [job.rows for job in jobs])
             return values[name]
 
         output: Any = None
@@ -381,8 +440,9 @@ class Interventions:
         if any(cut.consumer.kind == "attention" for cut in cuts):
             outputs = []
             for job, piece in zip(jobs, pieces(jobs), strict=True):
-                of_job = value_of if len(jobs) == 1 else part_of(value_of, piece)
-                axis = plain.images_axis(first_input(step), of_job(first_input(step)))
+                alone = len(jobs) == 1
+                of_job = value_of if alone else part_of(value_of, piece, plain.seen.constant)
+                axis = plain.seen.images_axis(first_input(step)) or 0
                 outputs.append(
                     self._replace.heads(plain, step, cuts, of_job, job.removal, job.rows, axis)
                 )
@@ -405,7 +465,7 @@ class Interventions:
         cuts: Sequence[Cut],
         jobs: Sequence[Job],
     ) -> Tensor:
-        parts, axis = [], plain.images_axis(source, value)
+        parts, axis = [], plain.seen.images_axis(source) or 0
         for job, piece in zip(jobs, pieces(jobs), strict=True):
             part = value if len(jobs) == 1 else value[piece]
             for cut in cuts:

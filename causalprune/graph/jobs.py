@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from causalprune.graph.plain_run import Rows
 from causalprune.graph.replacement import Removal
 
-__all__ = ["Job", "batched", "joined", "part_of", "pieces"]
+__all__ = ["Job", "batched", "part_of", "pieces"]
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,14 @@ def pieces(jobs: Sequence[Job]) -> list[slice]:
     return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
 
 
-def joined(values: Sequence[Any]) -> Any:
-    """Put the values of several jobs behind each other."""
-    first = values[0]
-    if len(values) == 1:
-        return first
-    if isinstance(first, (tuple, list)):
-        return type(first)(joined(parts) for parts in zip(*values, strict=True))
-    return torch.cat(list(values)) if isinstance(first, Tensor) else first
-
-
-def part_of(value_of: Callable[[str], Any], piece: slice) -> Callable[[str], Any]:
-    """Return a lookup of values that sees one job's rows only."""
+def part_of(
+    value_of: Callable[[str], Any], piece: slice, whole: Set[str]
+) -> Callable[[str], Any]:
+    """Return a lookup of values that sees one job's rows only, except in those called `whole`."""
 
     def part(name: str) -> Any:
         value = value_of(name)
-        return value[piece] if isinstance(value, Tensor) else value
+        return value[piece] if isinstance(value, Tensor) and name not in whole else value
 
     return part
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from causalprune.graph.changes import columns_of
 from causalprune.graph.exported import Exported
-from causalprune.graph.steps import Step, steps_of
+from causalprune.graph.steps import Step, is_hooked, steps_of
 from causalprune.graph.suffixes import Probe, probe
 from causalprune.graph.trace import trace
 
-__all__ = ["PlainRun", "Rows"]
+__all__ = ["PlainRun", "Rows", "joined"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,16 @@ class Rows:
         if isinstance(self.index, slice):
             return value[self.index]
         return value.index_select(0, self.index.to(value.device))
+
+
+def joined(values: Sequence[Any]) -> Any:
+    """Put the values of several runs behind each other."""
+    first = values[0]
+    if len(values) == 1:
+        return first
+    if isinstance(first, (tuple, list)):
+        return type(first)(joined(parts) for parts in zip(*values, strict=True))
+    return torch.cat(list(values)) if isinstance(first, Tensor) else first
 
 
 class PlainRun:
@@ -120,17 +130,17 @@ class PlainRun:
         if (self.start, self.stop) != (start, stop) or not names <= self._held:
             self._run(start, stop, self._kept | names)
 
+    def together(self, name: str, several: Sequence[Rows]) -> Any:
+        """Plain value of a step on all of `several`, one behind the other."""
+        if name in self._constants:
+            return self._constants[name]
+        return joined([rows.of(self._values[name]) for rows in several])
+
     def value(self, name: str, rows: Rows) -> Any:
         """Plain value of a step on `rows` of the kept part."""
         if name in self._constants:
             return self._constants[name]
         return rows.of(self._values[name])
-
-    def images_axis(self, name: str, value: Tensor) -> int:
-        """Dimension of a step's value along which its images lie: the one that grew from one."""
-        pairs = zip(self.seen.shapes[name], value.shape, strict=True)
-        grown = [axis for axis, (alone, together) in enumerate(pairs) if alone != together]
-        return grown[0] if grown else 0
 
     def whole(self, name: str) -> Tensor:
         """Plain value of a step on the whole kept part."""
@@ -163,7 +173,7 @@ class PlainRun:
             if name in found:
                 return found[name]
             if name in self.seen.shapes and name not in self.seen.constant:
-                return torch.empty((n_rows, *self.seen.shapes[name][1:]), device="meta")
+                return self.seen.imitation(name, n_rows)
             return self._constants[name]
 
         for step in steps:
@@ -216,7 +226,7 @@ def _prefers_channels_last(example: Tensor) -> bool:
 def _laid_out(steps: Sequence[Step]) -> list[Step]:
     laid_out = []
     for step in steps:
-        if type(step.module) is nn.Conv2d:
+        if type(step.module) is nn.Conv2d and not is_hooked(step.module):
             module = copy.copy(step.module)
             module._parameters = dict(module._parameters)
             weight = module.weight.detach().contiguous(memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-__all__ = ["Step", "folded", "is_in_place", "steps_of"]
+__all__ = ["Step", "folded", "is_hooked", "is_in_place", "steps_of"]
 
 _OUT_OF_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -22,8 +22,16 @@ _OUT_OF_PLACE: dict[Any, Any] = {
 }
 _VIEWS = frozenset({
     "view", "reshape", "flatten", "transpose", "permute", "chunk", "split", "unsqueeze",
-    "squeeze", "getitem", "expand", "narrow", "select", "slice", "t", "unflatten",
+    "squeeze", "getitem", "expand", "narrow", "select", "slice", "t", "unflatten", "getattr",
+    "view_as", "reshape_as", "expand_as", "swapaxes", "swapdims", "movedim", "unbind",
+    "tensor_split", "contiguous", "to", "type", "type_as", "float", "double", "half", "detach",
+    "dropout", "dropout2d", "alpha_dropout", "feature_dropout", "stochastic_depth",
 })  # fmt: skip
+_VIEW_MODULES = (
+    nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
+    nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
+"""Layers whose output may be their input's memory, in eval mode."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +122,7 @@ def steps_of(
             run = _without_overwriting(traced, node)
             if run is None or not isinstance(source, fx.Node) or _overwrites_a_view(source, node):
                 return None
-            for alias in [source, *(k for k, v in current.items() if v is current.get(source))]:
-                current[alias] = node
+            current.update(dict.fromkeys(_connected(source, is_in_place), node))
         else:
             run = _runner(traced, node)
         module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -209,20 +216,42 @@ def _without_overwriting(traced: fx.GraphModule, node: fx.Node) -> Callable[...,
 
 
 def _overwrites_a_view(source: fx.Node, node: fx.Node) -> bool:
-    """Whether somebody else looks at the memory that `node` writes into."""
-    after = False
-    for other in node.graph.nodes:
-        after = after or other is node
-        shares = other is not source and _name_of(other.target) in _VIEWS
-        if shares and source in other.all_input_nodes and any(u is not node for u in other.users):
-            return True
-    if _name_of(source.target) not in _VIEWS:
-        return False
-    bases = source.all_input_nodes[:1]
-    return any(len(base.users) > 1 for base in bases)
+    """Whether somebody reads the memory that `node` writes into by another name, afterwards.
+
+    Names that in-place operators gave to `source` itself are followed by :func:`steps_of`.
+    """
+    place = {other: index for index, other in enumerate(node.graph.nodes)}
+    same_value = _connected(source, is_in_place)
+    same_memory = _connected(source, lambda other: is_in_place(other) or _is_view(other))
+    return any(
+        place[name] < place[node] and any(place[user] > place[node] for user in name.users)
+        for name in same_memory - same_value
+    )
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def _connected(start: fx.Node, links: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """Nodes that are reached from `start` over nodes that link their first input to themselves."""
+    found, waiting = {start}, [start]
+    while waiting:
+        node = waiting.pop()
+        near = [user for user in node.users if links(user) and user.all_input_nodes[0] is node]
+        near += node.all_input_nodes[:1] if links(node) else []
+        waiting += [other for other in near if other not in found]
+        found.update(near)
+    return found
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.op == "call_module":
+        owner = node.graph.owning_module
+        return owner is not None and isinstance(
+            owner.get_submodule(str(node.target)), _VIEW_MODULES
+        )
+    return node.op in ("call_function", "call_method") and _name_of(node.target) in _VIEWS
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody's hooks see, and may change, what the module reads or gives."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -239,7 +268,7 @@ def _folded(steps: list[Step], keep: frozenset[str]) -> list[Step]:
         norm = steps[users[0]].module
         if type(norm) is not nn.BatchNorm2d or norm.running_var is None:
             continue
-        if _is_hooked(conv) or _is_hooked(norm):  # their hooks are to see what they always see
+        if is_hooked(conv) or is_hooked(norm):  # their hooks are to see what they always see
             continue
         own = copy.copy(conv)
         own._parameters = dict(conv._parameters)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from causalprune.graph.changes import is_channelwise, is_linear_layer
-from causalprune.graph.steps import Step
+from causalprune.graph.steps import Step, is_hooked
 from causalprune.graph.units import Consumer
 
 __all__ = ["Cut", "Probe", "Suffix", "first_input", "probe", "suffix_of"]
@@ -26,12 +27,19 @@ class Cut:
     consumer: Consumer
 
 
-_ALLOCATING = (
+_ALLOCATING: tuple[type[nn.Module], ...] = (
     nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d,
     nn.AdaptiveAvgPool2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish,
-    nn.Hardsigmoid, nn.Hardtanh,
+    nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.LayerNorm, nn.MultiheadAttention,
 )  # fmt: skip
 """Layers whose output is a tensor of their own."""
+_ALLOCATING_FUNCTIONS = frozenset({
+    "relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh",
+    "sigmoid", "tanh", "softmax", "add", "sub", "mul", "truediv", "cat", "mean", "linear",
+    "conv2d", "layer_norm", "batch_norm", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d",
+    "matmul", "bmm", "sum", "amax", "scaled_dot_product_attention",
+})  # fmt: skip
+"""Functions whose output is a tensor of their own."""
 
 Cuts = Mapping[str, tuple[Cut, ...]]
 
@@ -44,6 +52,10 @@ class Probe:
     ----------
     shapes : Mapping of str to tuple of int
         Shape of every value that is one tensor, for one image.
+    growth : Mapping of str to tuple of int
+        What every image more adds to that shape.
+    like : Mapping of str to Tensor []
+        A number of the dtype and device of every value that is one tensor.
     bytes_per_image : Mapping of str to int
         Size of every value, for one image; 0 for numbers.
     macs : Mapping of str to int
@@ -56,11 +68,24 @@ class Probe:
     """
 
     shapes: Mapping[str, tuple[int, ...]]
+    growth: Mapping[str, tuple[int, ...]]
+    like: Mapping[str, Tensor]
     bytes_per_image: Mapping[str, int]
     macs: Mapping[str, int]
     by_image: frozenset[str]
     constant: frozenset[str]
     total_macs: int
+
+    def imitation(self, name: str, n: int) -> Tensor:
+        """Return a tensor that looks like a value on `n` images and takes no memory."""
+        grown = zip(self.shapes[name], self.growth[name], strict=True)
+        return self.like[name].expand([alone + (n - 1) * more for alone, more in grown])
+
+    def images_axis(self, name: str) -> int | None:
+        """Dimension of a value whose places are the images; None where there is none."""
+        sizes = zip(self.shapes[name], self.growth[name], strict=True)
+        grown = [(axis, size) for axis, size in enumerate(sizes) if size[1]]
+        return grown[0][0] if [size for _, size in grown] == [(1, 1)] else None
 
 
 def probe(steps: Sequence[Step], example: Tensor) -> Probe:
@@ -88,8 +113,14 @@ def probe(steps: Sequence[Step], example: Tensor) -> Probe:
     for step in steps:
         if step.op == "placeholder" or not dependent.isdisjoint(step.inputs):
             dependent.add(step.name)
+    tensors = {name: value for name, value in one.items() if isinstance(value, Tensor)}
     return Probe(
-        shapes={name: tuple(v.shape) for name, v in one.items() if isinstance(v, Tensor)},
+        shapes={name: tuple(value.shape) for name, value in tensors.items()},
+        growth={
+            name: tuple(b - a for a, b in zip(value.shape, two[name].shape, strict=True))
+            for name, value in tensors.items()
+        },
+        like={name: value.new_zeros(()) for name, value in tensors.items()},
         bytes_per_image={name: _bytes(value) for name, value in one.items()},
         macs={step.name: macs.get(step.name, 0) for step in steps},
         by_image=frozenset(name for name in one if _doubles(one[name], two[name])),
@@ -146,7 +177,8 @@ class Suffix:
     last_reader : Mapping of str to str
         Value to the wide step behind which nobody reads it.
     by_image : bool
-        Whether every plain value that is needed can be cut into images.
+        Whether images can be run apart from each other, and those of several interventions
+        together: every plain value that is needed can be cut into images.
     macs : float
         Multiply-accumulates for one unit and image.
     row_bytes : int
@@ -204,10 +236,20 @@ def suffix_of(steps: Sequence[Step], seen: Probe, cuts: Cuts, *, jointly: bool =
         crossing=frozenset(first & read),
         plain=frozenset(plain),
         last_reader={name: step.name for step in wide for name in step.inputs},
-        by_image=(plain - seen.constant) <= seen.by_image,
+        by_image=_by_image(plain, how, wide, seen, cuts),
         macs=_macs(narrow, wide, seen, cuts),
         row_bytes=max([1, *(seen.bytes_per_image[name] for name in how)]),
     )
+
+
+def _by_image(
+    plain: Set[str], how: Mapping[str, str], wide: Sequence[Step], seen: Probe, cuts: Cuts
+) -> bool:
+    """Whether images can be run apart, and those of several interventions together."""
+    at_cuts = {name for step in wide if step.name in cuts for name in (step.name, *step.inputs)}
+    numbers = {name for name in at_cuts if not seen.bytes_per_image[name]}
+    read = (plain | at_cuts) - numbers - seen.constant
+    return read <= seen.by_image and seen.constant.isdisjoint(how)
 
 
 def _reusing_memory(wide: Sequence[Step], own: set[str], seen: Probe) -> tuple[Step, ...]:
@@ -218,30 +260,52 @@ def _reusing_memory(wide: Sequence[Step], own: set[str], seen: Probe) -> tuple[S
     the start.
     """
     last = {name: step.name for step in wide for name in step.inputs}
-    own, result = set(own), []
+    readers = Counter(name for step in wide for name in step.inputs)
+    # Who may be looking at a value's memory must not see it overwritten.
+    viewed = {
+        name
+        for step in wide
+        for name in step.inputs
+        if not (_allocates(step) or (_passes_on(step) and readers[name] == 1))
+    }
+    own, result = own - viewed, []
     for step in wide:
         mine = [name for name in step.inputs if name in own and last[name] == step.name]
-        function, size = step.module or step.function, seen.shapes.get(step.name)
-        if isinstance(function, (nn.Identity, nn.Dropout)) and mine:
+        function = step.module or step.function
+        if (_allocates(step) or (_passes_on(step) and mine)) and step.name not in viewed:
             own.add(step.name)
-        elif isinstance(function, _ALLOCATING):
-            own.add(step.name)
-            if mine and hasattr(function, "inplace"):
+        if isinstance(function, nn.Module):
+            if mine and _allocates(step) and hasattr(function, "inplace"):
                 module = copy.copy(function)
                 module.inplace = True
                 step = replace(step, run=module, module=module)
         elif function == "relu" and mine:
-            own.add(step.name)
             step = replace(step, run=torch.relu_)
-        elif function == "add" and len(step.args) == 2 and not step.kwargs:
-            own.add(step.name)
-            if mine and all(seen.shapes.get(name) == size for name in step.inputs):
+        elif function == "add" and mine and len(step.args) == 2 and not step.kwargs:
+            if all(_alike(seen, name, step.name) for name in step.inputs):
                 first, second = step.args
                 if getattr(first, "name", "") not in mine:
                     first, second = second, first
                 step = replace(step, run=Tensor.add_, args=(first, second))
         result.append(step)
     return tuple(result)
+
+
+def _allocates(step: Step) -> bool:
+    if step.module is not None:
+        return isinstance(step.module, _ALLOCATING) and not is_hooked(step.module)
+    return step.function in _ALLOCATING_FUNCTIONS
+
+
+def _passes_on(step: Step) -> bool:
+    return isinstance(step.module, (nn.Identity, nn.Dropout)) and not is_hooked(step.module)
+
+
+def _alike(seen: Probe, one: str, other: str) -> bool:
+    if not {one, other} <= seen.shapes.keys():
+        return False
+    same = seen.like[one].dtype == seen.like[other].dtype
+    return same and seen.shapes[one] == seen.shapes[other]
 
 
 def _means(
@@ -251,7 +315,7 @@ def _means(
     if step.name in cuts:
         (*others, cut) = cuts[step.name]
         consumer = cut.consumer
-        if others or changed:
+        if others or changed or not seen.constant.isdisjoint((step.name, first_input(step))):
             return "wide"
         if consumer.kind == "attention":
             return "attention"

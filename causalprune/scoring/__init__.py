@@ -24,6 +24,7 @@ from causalprune.scoring import (  # noqa: F401  (register)
     variance,
     wt,
 )
+from causalprune.scoring.block_masks import mint_masks, random_masks
 from causalprune.scoring.data import Batch, Batches, as_batches
 from causalprune.scoring.driver import score
 from causalprune.scoring.explanatory import explain
@@ -58,6 +59,8 @@ __all__ = [
     "attribution_map",
     "explain",
     "fingerprint",
+    "mint_masks",
+    "random_masks",
     "register_method",
     "register_outcome",
     "resolve_method",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from causalprune.errors import UnsupportedModelError
 from causalprune.graph import UnitGroup
 from causalprune.scoring.methods import Job, MethodResult, UnitScores, register_method
 
@@ -19,6 +20,11 @@ def bn_scale(job: Job) -> MethodResult:
 
     In a coupled group the scales of all norms are added. A unit without one passes unscaled and
     counts as 1; ``Scores.notes`` names such groups, for which this says nothing.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If no unit has one.
     """
     found: dict[str, UnitScores] = {}
     without = []
@@ -28,6 +34,10 @@ def bn_scale(job: Job) -> MethodResult:
             without.append(group.name)
             scales = torch.ones(group.n_units, dtype=torch.float64)
         found[group.name] = UnitScores(scales)
+    if len(without) == len(job.graph.groups):
+        raise UnsupportedModelError(
+            "model: method 'bn_scale' ranks units by the batch norm behind them; no unit has one"
+        )
     notes = (f"no batch norm scales the units of {', '.join(without)}",) if without else ()
     return MethodResult(found, notes=notes)
 

@@ -18,7 +18,7 @@ from causalprune.scoring.adjacency import (
 )
 from causalprune.scoring.methods import Job, MethodResult, UnitScores, register_method
 
-__all__ = ["gaussian_information", "mint", "mint_masks"]
+__all__ = ["gaussian_information", "mint"]
 
 ESTIMATORS = ("gaussian", "mst")
 
@@ -47,7 +47,7 @@ def mint(
     A unit's importance is the sum of I[c, p] over the children of all layers that read it; with
     groups, that of its group. ``edges``: I [O, P] of every layer, P being its inputs, or units
     where one unit occupies several inputs; members of a group share its value.
-    :func:`mint_masks` turns them into masks.
+    :func:`causalprune.scoring.mint_masks` turns them into masks.
 
     Parameters
     ----------
@@ -80,7 +80,8 @@ def mint(
     information-based neuron trimming", section 3; the Gaussian estimator is ours. Pairs that no
     weight ties (groups of a convolution) score 0. A unit that is constant over the images has no
     information to give and scores 0. Put a random choice of groups at the same sparsity beside
-    every figure.
+    every figure: :func:`causalprune.scoring.random_masks` for masked blocks, ``method="random"``
+    for whole units.
 
     Examples
     --------
@@ -101,6 +102,9 @@ def mint(
     with job.bar("activations", None) as advance:
         traced = job.trace()
         seen = adjacent_activations(traced, layers, _behind, _batches(images, advance))
+    wide = [a.site.layer for a in layers if a.n_parents >= len(images)]
+    if wide and estimator == "gaussian":
+        notes += (f"no more images than parents, so mostly ridge: {', '.join(wide)}",)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(job.seed))
     edges = {}
     with job.bar("mutual information", len(layers)) as advance:
@@ -171,71 +175,6 @@ def gaussian_information(
             row.append(0.5 * torch.log1p(singular.square()).sum())
         rows.append(torch.stack(row))
     return torch.stack(rows)
-
-
-def mint_masks(
-    scores: Mapping[str, Tensor], delta_quantile: float, gamma: float = 1.0
-) -> dict[str, Tensor]:
-    """Which blocks of weights MINT keeps.
-
-    The threshold is one quantile of the scores of all layers together; a layer of which more than
-    the share `gamma` is at or below it is cut at its own `gamma` quantile instead. Fine-tune with
-    the masks fixed; a filter vanishes only where its whole row or column is masked.
-
-    Parameters
-    ----------
-    scores : Mapping of str to Tensor
-        Layer name to I [O, P], as in ``edges`` (``Scores.edges`` holds arrays: wrap them with
-        ``torch.from_numpy``).
-    delta_quantile : float
-        Share of all blocks to mask, in [0, 1].
-    gamma : float
-        Largest share of one layer's blocks to mask, in [0, 1].
-
-    Returns
-    -------
-    dict of str to Tensor [O, P], bool
-        True where the block stays. At least one score of every threshold's own rank goes: blocks
-        *at* the threshold are masked, ties together.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If a share is out of range, there are no scores, or a score is not finite.
-
-    Examples
-    --------
-    >>> import torch
-    >>> scores = {"a": torch.tensor([[0.1, 0.2], [0.3, 0.4]]), "b": torch.tensor([[0.9, 0.8]])}
-    >>> mint_masks(scores, 0.5)["a"].tolist()
-    [[False, False], [False, True]]
-    >>> mint_masks(scores, 0.5, gamma=0.5)["a"].tolist()
-    [[False, False], [True, True]]
-    """
-    for name, share in (("delta_quantile", delta_quantile), ("gamma", gamma)):
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-            raise InvalidArgumentError(f"{name}: expected a number in [0, 1], got {share!r}")
-    if not scores or any(score.numel() == 0 for score in scores.values()):
-        raise InvalidArgumentError("scores: expected at least one score for every layer")
-    for layer, score in scores.items():
-        if not bool(torch.isfinite(score).all()):
-            raise InvalidArgumentError(f"scores: expected finite scores for layer {layer!r}")
-    every = torch.cat([score.double().flatten() for score in scores.values()])
-    delta = _at_rank(every, delta_quantile)
-    masks = {}
-    for layer, score in scores.items():
-        score = score.double()
-        threshold = delta
-        if float((score <= delta).double().mean()) > gamma:
-            threshold = _at_rank(score.flatten(), gamma)
-        masks[layer] = score > threshold
-    return masks
-
-
-def _at_rank(values: Tensor, share: float) -> float:
-    """Return the largest value to mask: `share` of the values, rounded down, are at or below it."""
-    rank = int(share * len(values) + 1e-9)
-    return float(values.sort().values[rank - 1]) if rank else -float("inf")
 
 
 # ---- the images ----------------------------------------------------------------------------------

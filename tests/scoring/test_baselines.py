@@ -11,7 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from causalprune.errors import DataError, InvalidArgumentError, UnknownNameError
+from causalprune.errors import (
+    DataError,
+    InvalidArgumentError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
 from causalprune.graph import capture, removed
 from causalprune.scoring import score
 from causalprune.scoring.thinet import removal_order
@@ -44,6 +49,11 @@ def test_bn_scale_names_groups_without_a_norm() -> None:
     scores = score(networks.vgg(), X, "bn_scale")
     assert (rows(scores.frame, "10")["importance"] == 1).all()
     assert any("no batch norm" in note and "10" in note for note in scores.notes)
+
+
+def test_bn_scale_says_nothing_of_a_network_without_norms() -> None:
+    with pytest.raises(UnsupportedModelError, match="no unit has one"):
+        score(networks.mlp(), X, "bn_scale")
 
 
 # ---- SNIP ----------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from causalprune.errors import InvalidArgumentError
 from causalprune.graph import capture, removed
-from causalprune.scoring import score
+from causalprune.scoring import METHODS, score
 
 X, Y = networks.images(9), networks.targets(9)
 
@@ -26,6 +27,46 @@ def _effects(model: nn.Module, group: str, unit: int) -> Tensor:
         with removed(model, graph, {group: [unit]}):
             cut = F.cross_entropy(model(X).double(), Y, reduction="none")
     return cut - plain
+
+
+TAKES = {
+    "ablation": {"mean", "resample"},
+    "banzhaf": {"mean", "resample"},
+    "blame": {"mean"},
+    "cexcnn": {"mean", "resample"},
+    "cswap": {"mean", "resample"},
+    "path": {"mean"},
+    "responsibility": {"mean", "resample"},
+}
+
+
+@pytest.mark.parametrize("value", ["mean", "resample"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_an_intervention_is_honoured_or_refused(method: str, value: str) -> None:
+    model = networks.mlp()
+    if value not in TAKES.get(method, set()):
+        with pytest.raises(InvalidArgumentError, match=f"intervention.*{method}.*ablation"):
+            score(model, (X, Y), method, intervention=value)
+        return
+    # Blame and responsibility are about few decisions, which another value need not change.
+    options = {"theta": 1e-9, "target_class": 1} if method in ("blame", "responsibility") else {}
+    zero, other = (
+        score(model, (X, Y), method, intervention=v, **options).frame for v in ("zero", value)
+    )
+    effect = "importance" if options else "effect"
+    assert not np.allclose(zero[effect], other[effect], atol=1e-4)
+
+
+@pytest.mark.parametrize("outcome", ["logit", lambda logits, targets: logits[:, 0]])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_an_outcome_is_measured_or_refused(method: str, outcome: object) -> None:
+    model = networks.vgg()
+    if METHODS[method].outcomes is not None:
+        with pytest.raises(InvalidArgumentError, match=f"outcome.*{method}"):
+            score(model, (X, Y), method, outcome)
+        return
+    loss, other = (score(model, (X, Y), method, y).frame["importance"] for y in ("loss", outcome))
+    assert not np.allclose(loss, other, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", networks.ALL)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from causalprune import reference
 from causalprune.errors import DataError, InvalidArgumentError, UnknownNameError
 from causalprune.ops import spanning_tree_information
-from causalprune.scoring import score
-from causalprune.scoring.mint import gaussian_information, mint_masks
+from causalprune.scoring import mint_masks, random_masks, score
+from causalprune.scoring.mint import gaussian_information
 
 X, Y = networks.images(60), networks.targets(60)
 
@@ -200,6 +200,12 @@ def test_a_small_class_gives_what_it_has_and_is_noted() -> None:
     assert "classes with fewer than 20 images: 2 (3)" in scores.notes
 
 
+def test_too_few_images_for_the_parents_are_noted() -> None:
+    few, enough = (score(networks.mlp(), (X[:n], Y[:n]), "mint").notes for n in (6, 9))
+    assert any("mostly ridge: 3" in note for note in few)
+    assert not any("ridge" in note for note in enough)
+
+
 def test_bad_data_is_named() -> None:
     model = networks.lenet()
     with pytest.raises(DataError, match="none of 0, 2"):
@@ -265,7 +271,7 @@ def test_masks_at_the_ends_and_under_ties() -> None:
 def test_masked_blocks_change_a_network_as_zeroed_weights_do() -> None:
     model = networks.vgg()
     scores = score(model, (X, Y), "mint")
-    masks = mint_masks({k: torch.from_numpy(v) for k, v in scores.edges.items()}, 0.5, 0.6)
+    masks = mint_masks(scores.edges, 0.5, 0.6)
     for layer, mask in masks.items():
         weight = model.get_submodule(layer).weight
         wide = mask.repeat_interleave(weight.shape[1] // mask.shape[1], 1)
@@ -274,6 +280,42 @@ def test_masked_blocks_change_a_network_as_zeroed_weights_do() -> None:
             weight.mul_(wide.reshape(*wide.shape, *[1] * (weight.ndim - 2)))
     with torch.no_grad():
         assert torch.isfinite(F.softmax(model(X), 1)).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"group_size": 2}, {"n_groups": 3}])
+def test_random_masks_are_as_sparse_and_no_better_than_chance(options: dict[str, int]) -> None:
+    model = networks.depthwise()
+    scores = score(model, (X, Y), "mint", **options)
+    masks = mint_masks(scores.edges, 0.6)
+    drawn = [random_masks(masks, scores.edges, **options, seed=seed) for seed in range(40)]
+    size = options.get("group_size", 1)
+    for layer, mask in masks.items():
+        edges = torch.from_numpy(scores.edges[layer])
+        rows, columns = (
+            -(-n // options["n_groups"]) if "n_groups" in options else size for n in mask.shape
+        )
+        blocks = mask[::rows, ::columns]
+        for other in drawn:
+            got = other[layer][::rows, ::columns]
+            assert got.sum() == blocks.sum()
+            assert torch.equal(other[layer][edges == 0], mask[edges == 0])
+            wide = got.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+            assert torch.equal(wide[: len(mask), : mask.shape[1]], other[layer])
+        tied = edges[::rows, ::columns] > 0
+        if 0 < blocks[tied].sum() < tied.sum():
+            share = blocks[tied].double().mean()
+            often = torch.stack([o[layer][::rows, ::columns][tied] for o in drawn]).double().mean(0)
+            # Of 40 draws: six standard deviations
+            assert ((often - share).abs() <= 6 * (share * (1 - share) / 40).sqrt()).all()
+    again = random_masks(masks, scores.edges, **options, seed=7)
+    assert all(torch.equal(again[layer], drawn[7][layer]) for layer in masks)
+
+
+def test_random_masks_want_the_scores_of_the_masks() -> None:
+    masks = {"a": torch.ones(2, 3, dtype=torch.bool)}
+    for scores in ({"b": torch.ones(2, 3)}, {"a": torch.ones(3, 2)}):
+        with pytest.raises(InvalidArgumentError, match=r"scores\['a'\]"):
+            random_masks(masks, scores)
 
 
 @pytest.mark.parametrize(
