@@ -1,9 +1,10 @@
 """What `path` costs for a whole network: time beside forward and backward, memory on a big one.
 
-Run from anywhere: ``python benchmarks/end_to_end/path_cost.py`` writes benchmarks/results/
-path_cost.md. CPU time of one thread. ResNet-20 for CIFAR: all ways in one process, one after the
-other, several rounds. ResNet-50 at 224: a process of its own, whose writable memory the system
-limits to 8 GiB, so that asking for more would end it; its peak resident memory is what is told.
+Run from anywhere: ``CAUSALPRUNE_DATA=... python benchmarks/end_to_end/path_cost.py`` writes
+benchmarks/results/path_cost.md. CPU time of one thread. ResNet-20 for CIFAR: all ways in one
+process, one after the other, several rounds. ResNet-50 at 224: a process of its own, whose writable
+memory the system limits to 8 GiB, so that asking for more would end it; its peak resident memory is
+what is told.
 """
 
 from __future__ import annotations
@@ -16,43 +17,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from resnet20_cifar import RESULTS, images, networks, provenance, resnet20
 from torch import Tensor, nn
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import causalprune as cp
+from causalprune.graph import capture
+from causalprune.scoring.data import Batch
+from causalprune.scoring.outcomes import resolve_outcome
+from causalprune.scoring.path import UnitPaths
 
-import conftest  # noqa: E402, F401  (a torchvision that imports everywhere)
-import networks  # noqa: E402
-
-import causalprune as cp  # noqa: E402
-from causalprune.graph import capture  # noqa: E402
-from causalprune.scoring.data import Batch  # noqa: E402
-from causalprune.scoring.outcomes import resolve_outcome  # noqa: E402
-from causalprune.scoring.path import UnitPaths  # noqa: E402
-
-OUT = ROOT / "benchmarks/results/path_cost.md"
+OUT = RESULTS / "path_cost.md"
 IMAGES, ROUNDS = 512, 3
 BIG_IMAGES, PEER_IMAGES, MEMORY = 64, 16, 8 * 2**30
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def cifar() -> tuple[nn.Module, Batch, str]:
-    """The trained ResNet-20 and real images where they are at hand, else their like."""
-    root = os.environ.get("CAUSALPRUNE_DATA")
-    if root is None:
-        batch = Batch(torch.randn(IMAGES, 3, 32, 32), torch.randint(10, (IMAGES,)))
-        return networks.resnet20(), batch, "random weights, noise"
-    subset = np.load(Path(root) / "cifar10-subset/cifar10_lossless_subset.npz")
-    mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
-    pixels = (torch.from_numpy(subset["train_x"][:IMAGES]).float() / 255 - mean) / std
-    targets = torch.from_numpy(subset["train_y"][:IMAGES]).long()
-    model = networks.resnet20(Path(root) / "weights/resnet20-12fca82f.th")
-    return model, Batch(pixels, targets), "trained weights, CIFAR-10 images"
 
 
 def forward_backward(model: nn.Module, batch: Batch, size: int) -> None:
@@ -83,7 +62,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def time_table() -> list[str]:
-    model, batch, what = cifar()
+    model, batch = resnet20(), Batch(*images(IMAGES))
     ways: dict[str, Callable[[], object]] = {
         f"forward and backward, batches of {size}": lambda s=size: forward_backward(model, batch, s)
         for size in (64, 256)
@@ -104,8 +83,8 @@ def time_table() -> list[str]:
             times[name].append(seconds(run))
     unit = min(min(times[name]) for name in times if "backward" in name)
     rows = [
-        f"ResNet-20 ({what}), {IMAGES} images, one thread; best of {ROUNDS}, the spread is "
-        "(median - best) / best. Capture and preparation are part of `path`.",
+        f"ResNet-20 (trained weights), {IMAGES} CIFAR-10 images, one thread; best of {ROUNDS}, "
+        "the spread is (median - best) / best. Capture and preparation are part of `path`.",
         "",
         "| | CPU time, s (spread) | x best forward and backward |",
         "|---|---|---|",
@@ -169,14 +148,9 @@ def main() -> None:
         big()
         return
     torch.set_num_threads(1)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    facts = cp.info()
     lines = [
         "`path`: what scoring a whole network costs (benchmarks/end_to_end/path_cost.py).",
-        f"Commit {commit}, {facts['machine']['name']}, {facts['isa']}, "
-        f"{facts['build']['compiler']}, torch {torch.__version__}.",
+        provenance(),
         "",
         *time_table(),
         "",

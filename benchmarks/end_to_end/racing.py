@@ -8,10 +8,6 @@ repository: ``CAUSALPRUNE_DATA=... python benchmarks/end_to_end/racing.py --cach
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,23 +16,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from resnet20_cifar import RESULTS, images, provenance, resnet20
 from torch import Tensor, nn
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from causalprune.scoring.ablation import ExactEffects
+from causalprune.scoring.data import Batch
+from causalprune.scoring.driver import open_job
+from causalprune.scoring.intervals import student_t_quantile
+from causalprune.scoring.methods import Job
+from causalprune.scoring.outcomes import OUTCOMES, evaluate
+from causalprune.scoring.racing import Race, RaceOptions
+from causalprune.scoring.surrogates import Surrogate, surrogate_of
 
-import networks  # noqa: E402
-
-from causalprune.scoring.ablation import ExactEffects  # noqa: E402
-from causalprune.scoring.data import Batch  # noqa: E402
-from causalprune.scoring.driver import open_job  # noqa: E402
-from causalprune.scoring.intervals import student_t_quantile  # noqa: E402
-from causalprune.scoring.methods import Job  # noqa: E402
-from causalprune.scoring.outcomes import OUTCOMES, evaluate  # noqa: E402
-from causalprune.scoring.racing import Race, RaceOptions  # noqa: E402
-from causalprune.scoring.surrogates import Surrogate, surrogate_of  # noqa: E402
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OUTCOME_SURROGATES = {
     "loss": ("log_odds", "path", "taylor", "logit", "none"),
     "margin": ("path", "none"),
@@ -44,13 +35,6 @@ OUTCOME_SURROGATES = {
 STAGES = {"early": "layer1", "middle": "layer2", "late": "layer3"}
 SEPARATED = 0.1  # relative distance of the true importance from the boundary
 RATIO = 0.5
-
-
-def images(root: Path, n: int) -> Batch:
-    subset = np.load(root / "cifar10-subset/cifar10_lossless_subset.npz")
-    pixels = torch.from_numpy(subset["train_x"][:n]).float() / 255
-    mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
-    return Batch((pixels - mean) / std, torch.from_numpy(subset["train_y"][:n]).long())
 
 
 def exact_outputs(job: Job, batch: Batch, cache: Path | None) -> tuple[Tensor, Tensor]:
@@ -178,6 +162,8 @@ def races(
         )
     mean = np.array(rows).mean(0)
     spread = np.array(rows).std(0)
+    if mean[7] == 0:
+        return f"{mean[0]:.0f} | {mean[1]:.1%} | {mean[2]:.1%} | 0% | | no exact effect paid | | 0"
     return (
         f"{mean[0]:.0f} | {mean[1]:.1%} ± {spread[1]:.1%} | {mean[2]:.1%} | {mean[3]:.0%} | "
         f"{mean[4]:.1%} | {mean[5]:.1%} | {mean[6]:.2f} | {mean[7]:.0f}"
@@ -319,23 +305,16 @@ def outcome_report(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--factors", type=float, nargs="*", default=[5, 10, 14])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--factors", type=float, nargs="*", default=[5, 10, 20])
     parser.add_argument("--cache", type=Path)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/racing.md")
+    parser.add_argument("--out", type=Path, default=RESULTS / "racing.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    root = Path(os.environ["CAUSALPRUNE_DATA"])
-    model = networks.resnet20(root / "weights/resnet20-12fca82f.th")
-    text = report(model, images(root, arguments.images), arguments)
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
+    text = report(resnet20(), Batch(*images(arguments.images)), arguments)
     text += (
-        f"\nOn {platform.processor() or platform.machine()}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, commit {commit}: "
-        "`python benchmarks/end_to_end/racing.py`. Forward-equivalents do not depend on the "
-        "machine.\n"
+        f"\n{provenance()} `python benchmarks/end_to_end/racing.py`; forward-equivalents do not "
+        "depend on the machine.\n"
     )
     arguments.out.write_text(text, encoding="utf-8")
     print(text)

@@ -2,14 +2,13 @@
 
 sipp and pfp on 16 CIFAR images through ``cp.score``, beside a straightforward torch implementation
 of the same definition in float32 and beside torch's own matrix products, in one run: CPU time of
-one thread, median of several runs; the spread is (largest - smallest) / median. Weights and images
-come from the folder CAUSALPRUNE_DATA; without it both are drawn at random.
+one thread, median of several runs; the spread is (largest - smallest) / median. Trained weights and
+images come from the folder CAUSALPRUNE_DATA.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -17,38 +16,20 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
+import resnet20_cifar as cifar
 import torch
 from torch import Tensor, nn
 
 import causalprune as cp
 from causalprune import reference
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "ops"), str(Path(__file__).parents[2] / "tests")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
 
-from networks import resnet20  # noqa: E402
-from relative_sensitivity_cases import products  # noqa: E402
+from relative_sensitivity_cases import products
 
 N_IMAGES = 16
 PUBLISHED_S = {"sipp": 62.0, "pfp": 96.0}
 AGGREGATES = {"sipp": "mean", "pfp": "max"}
-MEAN, SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def network_and_images() -> tuple[nn.Module, Tensor, str]:
-    root = os.environ.get("CAUSALPRUNE_DATA")
-    if not root:
-        images = torch.randn(N_IMAGES, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-        return resnet20(), images, "random weights and images"
-    folder = Path(root)
-    with np.load(folder / "cifar10-subset" / "cifar10_lossless_subset.npz") as archive:
-        pixels = torch.from_numpy(archive["train_x"][:N_IMAGES]).float() / 255
-    mean, sd = (torch.tensor(v).reshape(3, 1, 1) for v in (MEAN, SD))
-    return (
-        resnet20(folder / "weights" / "resnet20-12fca82f.th"),
-        (pixels - mean) / sd,
-        "He et al.'s trained weights, CIFAR-10 images",
-    )
 
 
 def straightforward(model: nn.Module, images: Tensor, aggregate: str) -> dict[str, Tensor]:
@@ -165,7 +146,7 @@ def markdown(rows: list[dict[str, object]]) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    model, images, source = network_and_images()
+    model, (images, _) = cifar.resnet20(), cifar.images(N_IMAGES)
     rows = [row(model, images, method) for method in AGGREGATES]
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"],
@@ -182,7 +163,7 @@ def main() -> None:
         record = {"commit": commit, "info": facts, "clock": "thread CPU time", "rows": rows}
         out.write_text(json.dumps(record, indent=2) + "\n")
         out.with_suffix(".md").write_text(
-            f"Sensitivities of all weights of the CIFAR ResNet-20 on {N_IMAGES} images ({source}): "
+            f"Sensitivities of all weights of the CIFAR ResNet-20 on {N_IMAGES} CIFAR-10 images: "
             "the whole of `cp.score`, tracing included; one thread, CPU time.\n"
             f"Measured on top of commit {commit}, {facts['machine']['name']}, {facts['isa']}, "
             f"{facts['build']['compiler']}, torch {facts['versions']['torch']}. The published "

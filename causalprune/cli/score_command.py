@@ -178,7 +178,7 @@ def _print(scores: Scores, out: Path) -> None:
 
 def _table(rows: Sequence[Mapping[Any, Any]], outcome: str) -> Table:
     table = Table(
-        title=f"most important units: effect on {escape(outcome)}",
+        title="most important units" + (f": effect on {escape(outcome)}" if outcome else ""),
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from causalprune.errors import InvalidArgumentError, UnknownNameError, UnsupportedModelError
 from causalprune.graph.changes import Narrow, carries_on, materialised, updated
 from causalprune.graph.intervene import INTERVENTIONS, check_units
-from causalprune.graph.jobs import Job, batched, part_of, pieces
+from causalprune.graph.jobs import ROW_BYTES, Job, batched, jobs_of, part_of, pieces
 from causalprune.graph.plain_run import PlainRun, Rows, joined
 from causalprune.graph.replacement import Removal, Replacement, unit_means
 from causalprune.graph.steps import Step
@@ -20,11 +20,6 @@ from causalprune.graph.suffixes import Cut, Suffix, first_input, suffix_of
 from causalprune.graph.units import UnitGraph
 
 __all__ = ["Interventions"]
-
-ROW_BYTES = 4 * 2**20
-"""Largest value in one run of a suffix, so that it stays in the processor's cache."""
-GATHERING_MACS_PER_BYTE = 2
-"""What copying a byte out of the plain values costs, in multiply-accumulates."""
 
 
 class Interventions:
@@ -171,9 +166,12 @@ class Interventions:
         )
         result = result.reshape(len(units), len(chosen), *self._output.shape[1:])
         if self._plain is None:
+            alone = self._value == "zero"  # otherwise the other images lend their values
+            inputs = self._inputs[chosen.to(self._inputs.device)] if alone else self._inputs
             for place, unit in enumerate(units):
-                result[place] = self.remove_jointly({group: [unit]})[chosen]
-            self.rows_run += len(units) * len(chosen)
+                found = self._replace.whole_run(self._model, self._graph, inputs, {group: [unit]})
+                result[place] = found if alone else found[chosen.to(found.device)]
+            self.rows_run += len(units) * len(inputs)
             return result
         suffix = self._suffixes[group]
         self._check_resampling(suffix, group)
@@ -182,7 +180,10 @@ class Interventions:
             if not len(where):
                 continue
             self._plain.bring(start, stop, self._needed(suffix))
-            jobs = self._jobs(self._plain, suffix, group, units, chosen[where] - start, where)
+            zero = self._value == "zero"
+            jobs = jobs_of(
+                self._plain, suffix, group, units, chosen[where] - start, where, zero=zero
+            )
             size = max(1, ROW_BYTES // suffix.row_bytes) if suffix.by_image else 1
             for several in batched(jobs, size):
                 outputs = self._run(self._plain, suffix, several)
@@ -254,9 +255,8 @@ class Interventions:
     def _remove_row_by_row(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Answer masks where a value that is cut does not show which image is where."""
         names, width = list(masks), [mask.shape[1] for mask in masks.values()]
-        different, place = torch.cat([m.cpu() for m in masks.values()], 1).unique(
-            dim=0, return_inverse=True
-        )
+        together = torch.cat([mask.cpu() for mask in masks.values()], 1)
+        different, place = torch.unique(together, dim=0, return_inverse=True)
         result = self._output.clone()
         for index, row in enumerate(different):
             gone = zip(names, row.split(width), strict=True)
@@ -305,59 +305,6 @@ class Interventions:
         assert self._plain is not None
         cut = [step for step in self._plain.steps if step.name in suffix.cuts]
         return suffix.plain.union(*({step.name, *step.inputs} for step in cut))
-
-    def _jobs(
-        self,
-        plain: PlainRun,
-        suffix: Suffix,
-        group: str,
-        units: Sequence[int],
-        images: Tensor,
-        where: Tensor,
-    ) -> Iterator[Job]:
-        """Cut the rows of every unit into runs; images without a change are left out."""
-        size = max(1, ROW_BYTES // suffix.row_bytes)
-        n_part = plain.stop - plain.start
-        in_order = torch.equal(images, torch.arange(n_part))
-        for place, unit in enumerate(units):
-            if not suffix.by_image:  # only the whole part can be run
-                rows = Rows(None, n_part)
-                yield Job({group: [unit]}, rows, where, place, picked=images)
-                continue
-            active = self._active(plain, suffix, unit)
-            if active is not None and not self._pays(plain, suffix, float(active.float().mean())):
-                active = None
-            if active is None and in_order:
-                for first in range(0, n_part, size):
-                    cut = slice(first, min(first + size, n_part))
-                    yield Job({group: [unit]}, Rows(cut, cut.stop - first), where[cut], place)
-                continue
-            changed = torch.arange(len(images)) if active is None else active[images].nonzero()
-            for piece in torch.split(changed.flatten(), size):
-                if len(piece):
-                    rows = Rows(images[piece], len(piece))
-                    yield Job({group: [unit]}, rows, where[piece], place)
-
-    @staticmethod
-    def _pays(plain: PlainRun, suffix: Suffix, share: float) -> bool:
-        """Whether running a `share` of the images is worth gathering their plain values."""
-        gathered = sum(plain.seen.bytes_per_image[n] for n in suffix.plain & plain.seen.by_image)
-        return (1 - share) * suffix.macs > GATHERING_MACS_PER_BYTE * share * gathered
-
-    def _active(self, plain: PlainRun, suffix: Suffix, unit: int) -> Tensor | None:
-        """Images [n], bool, of the part on which removing `unit` changes anything; None: all."""
-        narrow = {step.name: step for step, means in suffix.narrow if means in ("cut", "update")}
-        if self._value != "zero" or not suffix.cuts.keys() <= narrow.keys():
-            return None
-        n_part = plain.stop - plain.start
-        active = torch.zeros(n_part, dtype=torch.bool)
-        for name, cuts in suffix.cuts.items():
-            for cut in cuts:
-                source = name if cut.consumer.at_output else first_input(narrow[name])
-                columns = cut.consumer.columns([unit])
-                if len(columns):
-                    active |= plain.nonzero(source, cut.consumer.axis)[:, columns].any(1)
-        return None if bool(active.all()) else active
 
     # ---- running it --------------------------------------------------------------------------
 

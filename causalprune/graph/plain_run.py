@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from causalprune.graph.changes import columns_of
 from causalprune.graph.exported import Exported
 from causalprune.graph.steps import Step, is_hooked, steps_of
-from causalprune.graph.suffixes import Probe, probe
+from causalprune.graph.suffixes import Probe, input_of, probe
 from causalprune.graph.trace import trace
 
 __all__ = ["PlainRun", "Rows", "joined"]
@@ -194,7 +194,7 @@ class PlainRun:
         values: dict[str, Any] = dict(self._constants)
         output: Any = None
         for step in self.steps:
-            if step.op == "placeholder" and output is None and step.name not in values:
+            if step.name == input_of(self.steps):
                 values[step.name] = self._lay_out(self._inputs[start:stop])
             elif step.name not in values:
                 values[step.name] = step(values.__getitem__)

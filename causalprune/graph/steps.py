@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -89,9 +90,22 @@ def is_in_place(node: fx.Node) -> bool:
             node.target in _OUT_OF_PLACE
             or node.target is operator.setitem
             or bool(node.kwargs.get("inplace", False))
+            or _told_by_position(node) is not None
             or (name.endswith("_") and not name.endswith("__"))
         )
     return False
+
+
+def _told_by_position(node: fx.Node) -> int | None:
+    """Which positional argument of a function is ``inplace=True``; None where there is none."""
+    if not any(argument is True for argument in node.args):
+        return None
+    try:
+        parameters = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # built-in functions have no signature, and no such argument
+        return None
+    place = parameters.index("inplace") if "inplace" in parameters else len(node.args)
+    return place if place < len(node.args) and node.args[place] is True else None
 
 
 def steps_of(
@@ -128,6 +142,8 @@ def steps_of(
         module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
         function = _name_of(node.target) if node.op in ("call_function", "call_method") else ""
         kwargs = {k: v for k, v in kwargs.items() if k != "inplace"}
+        place = _told_by_position(node) if node.op == "call_function" else None
+        args = args if place is None else (*args[:place], False, *args[place + 1 :])
         inputs = _inputs_of(args, kwargs)
         steps.append(Step(node.name, node.op, run, args, kwargs, inputs, module, function))
     return _folded(steps, frozenset(keep)) if fold else steps

@@ -16,7 +16,7 @@ from causalprune.graph.changes import is_channelwise, is_linear_layer
 from causalprune.graph.steps import Step, is_hooked
 from causalprune.graph.units import Consumer
 
-__all__ = ["Cut", "Probe", "Suffix", "first_input", "probe", "suffix_of"]
+__all__ = ["Cut", "Probe", "Suffix", "first_input", "input_of", "probe", "suffix_of"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def probe(steps: Sequence[Step], example: Tensor) -> Probe:
         )
     dependent: set[str] = set()
     for step in steps:
-        if step.op == "placeholder" or not dependent.isdisjoint(step.inputs):
+        if step.name == input_of(steps) or not dependent.isdisjoint(step.inputs):
             dependent.add(step.name)
     tensors = {name: value for name, value in one.items() if isinstance(value, Tensor)}
     return Probe(
@@ -130,14 +130,25 @@ def probe(steps: Sequence[Step], example: Tensor) -> Probe:
 
 
 def _values(steps: Sequence[Step], example: Tensor, run: Any) -> dict[str, Any]:
+    """Run `steps` on `example`; returns what their values look like, and keeps none of them."""
+    last_reader = {name: step.name for step in steps for name in step.inputs}
     values: dict[str, Any] = {}
-    taken = False
+    looks: dict[str, Any] = {}
     for step in steps:
-        if step.op == "placeholder" and not taken:
-            values[step.name], taken = example, True
-        else:
-            values[step.name] = run(step, values)
-    return values
+        given = step.name == input_of(steps)
+        values[step.name] = example if given else run(step, values)
+        looks[step.name] = _look(values[step.name])
+        for name in step.inputs:
+            if last_reader[name] == step.name:
+                del values[name]
+    return looks
+
+
+def _look(value: Any) -> Any:
+    """Return a value with tensors of the same shape, dtype and device that take no memory."""
+    if isinstance(value, (tuple, list)):
+        return [_look(part) for part in value]
+    return value.new_zeros(()).expand(value.shape) if isinstance(value, Tensor) else value
 
 
 def _bytes(value: object) -> int:
@@ -195,6 +206,11 @@ class Suffix:
     by_image: bool
     macs: float
     row_bytes: int
+
+
+def input_of(steps: Sequence[Step]) -> str:
+    """Name of the step that stands for the images; further arguments have their defaults."""
+    return next(step.name for step in steps if step.op == "placeholder")
 
 
 def first_input(step: Step) -> str:
@@ -271,22 +287,21 @@ def _reusing_memory(wide: Sequence[Step], own: set[str], seen: Probe) -> tuple[S
     own, result = own - viewed, []
     for step in wide:
         mine = [name for name in step.inputs if name in own and last[name] == step.name]
-        function = step.module or step.function
+        function: nn.Module | str = step.module or step.function
         if (_allocates(step) or (_passes_on(step) and mine)) and step.name not in viewed:
             own.add(step.name)
         if isinstance(function, nn.Module):
             if mine and _allocates(step) and hasattr(function, "inplace"):
                 module = copy.copy(function)
-                module.inplace = True
+                module.inplace = True  # type: ignore[assignment]
                 step = replace(step, run=module, module=module)
-        elif function == "relu" and mine:
+        elif function == "relu" and mine and len(step.args) == 1 and not step.kwargs:
             step = replace(step, run=torch.relu_)
-        elif function == "add" and mine and len(step.args) == 2 and not step.kwargs:
-            if all(_alike(seen, name, step.name) for name in step.inputs):
-                first, second = step.args
-                if getattr(first, "name", "") not in mine:
-                    first, second = second, first
-                step = replace(step, run=Tensor.add_, args=(first, second))
+        elif function == "add" and mine and _is_plain_sum(step, seen):
+            first, second = step.args
+            if getattr(first, "name", "") not in mine:
+                first, second = second, first
+            step = replace(step, run=Tensor.add_, args=(first, second))
         result.append(step)
     return tuple(result)
 
@@ -301,11 +316,14 @@ def _passes_on(step: Step) -> bool:
     return isinstance(step.module, (nn.Identity, nn.Dropout)) and not is_hooked(step.module)
 
 
-def _alike(seen: Probe, one: str, other: str) -> bool:
-    if not {one, other} <= seen.shapes.keys():
-        return False
-    same = seen.like[one].dtype == seen.like[other].dtype
-    return same and seen.shapes[one] == seen.shapes[other]
+def _is_plain_sum(step: Step, seen: Probe) -> bool:
+    """Whether the terms of an addition look like its result, so that one of them can hold it."""
+
+    def look(name: str) -> object:
+        return (seen.shapes[name], seen.like[name].dtype) if name in seen.shapes else None
+
+    alike = all(look(name) == look(step.name) for name in step.inputs)
+    return len(step.args) == 2 and not step.kwargs and alike
 
 
 def _means(

@@ -37,6 +37,8 @@ def blame(
     over the images, the upper bound that sets not tried leave open (``upper``), and the fraction
     of the images with an exact responsibility; table ``contingencies`` has every image. The
     default search is shallower than that of ``responsibility``, because it is made once per image.
+    It still runs every pair of units of a group, on the CIFAR ResNet-20 some 7,000
+    forward-equivalents an image: take a few images (``max_images``) and `layers`, or fewer sets.
 
     Parameters
     ----------

@@ -76,16 +76,18 @@ def score(
     outcome : str or callable
         ``"loss"`` (cross-entropy), ``"probability"``, ``"logit"``, ``"margin"`` (all of the true
         class), ``"correctness"`` (0 or 1; has no gradient), or ``(logits [N, K], targets) ->
-        [N]``, which may be differentiated by `method`.
+        [N]``, which may be differentiated by `method`. Methods that measure no outcome, or one of
+        their own, refuse others than the default.
     budget : float, optional
-        Forward-equivalents that may be spent on exact effects (``method="ablation"``), one being
-        a forward pass of one image. Default: every unit on every image.
+        Forward-equivalents that may be spent (``"ablation"``, ``"banzhaf"``), one being a forward
+        pass of one image. Default: as many as the method takes; ``"ablation"`` runs every unit on
+        every image.
     units : str
         ``"groups"``: what surgery removes together is one intervention, cut where its consumers
         read. ``"filters"``: every layer's own output channels, cut on their own branch.
     intervention : str
         What do() sets a unit to: ``"zero"``, ``"mean"`` (its mean over the images) or
-        ``"resample"`` (its value on another image of the batch).
+        ``"resample"`` (its value on another image of the batch). Methods that cannot refuse it.
     confidence : float
         Level of the intervals, in (0, 1).
     max_images : int, optional
@@ -96,7 +98,8 @@ def score(
         Bound on what is kept of a run of the network, so that memory stays within it whatever
         the network.
     seed : int
-        For ``"random"``, and for a loader that shuffles.
+        Of all random choices: importances of ``"random"``, masks, samples, donors of
+        ``"resample"``, and the order of a loader that shuffles.
     progress : bool
         Show a progress bar.
     **options
@@ -214,7 +217,7 @@ def run_job(method: Method, job: Job, options: Mapping[str, Any]) -> Scores:
     return Scores(
         frame=_frame(job.graph, result.units, measured, job.confidence),
         method=method.name,
-        outcome=measured.name,
+        outcome=measured.name if result.outcome or method.outcomes != () else "",
         confidence=job.confidence,
         fingerprint=fingerprint(job.model),
         example_shape=tuple(job.batches.example.shape),

@@ -104,7 +104,9 @@ def mint(
         seen = adjacent_activations(traced, layers, _behind, _batches(images, advance))
     wide = [a.site.layer for a in layers if a.n_parents >= len(images)]
     if wide and estimator == "gaussian":
-        notes += (f"no more images than parents, so mostly ridge: {', '.join(wide)}",)
+        more = f" and {len(wide) - 3} more layers" if len(wide) > 3 else ""
+        named = ", ".join(wide[:3]) + more
+        notes += (f"no more images than parents, so mostly ridge: {named}",)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(job.seed))
     edges = {}
     with job.bar("mutual information", len(layers)) as advance:

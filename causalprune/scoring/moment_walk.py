@@ -125,6 +125,13 @@ def _move(node: fx.Node, args: Any, kwargs: Any) -> Any:
     return [Moments(m, v) for m, v in zip(means, variances, strict=True)]
 
 
+def _pad(node: fx.Node, args: Any, kwargs: Any) -> Moments:
+    """Constants that are put around a value vary by nothing; copies of it vary as it does."""
+    given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
+    value, given = given.pop("input"), {**given, "value": given.get("value")}
+    return Moments(F.pad(value.mean, **given), F.pad(value.var, **{**given, "value": None}))
+
+
 # ---- layers --------------------------------------------------------------------------------------
 
 
@@ -376,6 +383,7 @@ _FUNCTION_RULES: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("mul", "imul"), _product),
     "truediv": _quotient,
     "mean": _mean,
+    "pad": _pad,
     "layer_norm": _f_layer_norm,
     "neg": lambda node, args, kwargs: Moments(-args[0].mean, args[0].var),
 }

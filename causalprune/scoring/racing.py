@@ -4,36 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from causalprune.errors import InvalidArgumentError, UnknownNameError
+from causalprune.errors import InvalidArgumentError
 from causalprune.scoring.ablation import ExactEffects
+from causalprune.scoring.allocation import best_within, error_reduction, sample_sizes
 from causalprune.scoring.data import Batch
 from causalprune.scoring.estimation import (
-    POPULATIONS,
     MeanEstimate,
     SamplingDesign,
     estimate_mean,
     sampling_sizes,
 )
 from causalprune.scoring.methods import Job, MethodResult, UnitScores
-from causalprune.scoring.surrogates import Surrogate, surrogate_of
+from causalprune.scoring.race_options import RaceOptions
+from causalprune.scoring.surrogates import Surrogate, evaluated, surrogate_cost, surrogate_of
 
 __all__ = ["Race", "RaceOptions", "race"]
-
-RANKS = ("importance", "effect")
-SCOPES = ("global", "layer")
-
-FIRST_ROUND = 32
-"""Images of the first round; every further one doubles the sample."""
 
 FEWEST_IMAGES = 16
 """Below, an interval of a heavy-tailed mean would be an invention."""
 
-BOUNDARY_SHARE = 0.05
+PACE, SLOWEST = 0.25, 0.04
+"""A round spends this fraction of what is left, but no less than this one of the budget: estimates
+are renewed often while they can still say where to go, and rounds are few."""
+
+FIRST_ROUND = 24
+"""Images that all units begin with; where they cannot be paid, as many as can."""
+
+BOUNDARY_SHARE = 0.02
 """Fraction of the units, on either side, whose mean stands for the boundary."""
 
 DEAREST = 0.25
@@ -45,60 +47,27 @@ HEAVY = 0.5
 
 _BATCH = 256
 
-
-@dataclass(frozen=True)
-class RaceOptions:
-    """What the race decides, and how.
-
-    Attributes
-    ----------
-    ratio : float
-        Fraction of the units to be removed, in (0, 1): the decision whose boundary is sought.
-    surrogate : str or None
-        See :func:`causalprune.scoring.surrogates.surrogate_of`.
-    rank : str
-        ``"importance"``: by the mean over images of abs(Y_do - Y). ``"effect"``: by the mean of
-        Y_do - Y, turned so that a high rank is a unit whose removal makes the outcome worse.
-    scope : str
-        ``"global"``: one boundary for all units. ``"layer"``: one in every group.
-    population : str
-        What the reported effects are means of: ``"distribution"`` or ``"images"``. The race is
-        always about the images at hand: its decision is that of exact ablation on all of them.
-    """
-
-    ratio: float = 0.5
-    surrogate: str | None = None
-    rank: str = "importance"
-    scope: str = "global"
-    population: str = "distribution"
-
-    def check(self) -> None:
-        """Raise where a value is out of range."""
-        ratio = self.ratio
-        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
-            raise InvalidArgumentError(f"ratio: expected a number in (0, 1), got {ratio!r}")
-        for what, value, known in (
-            ("rank", self.rank, RANKS),
-            ("scope", self.scope, SCOPES),
-            ("population", self.population, POPULATIONS),
-        ):
-            if value not in known:
-                raise UnknownNameError(what, value, known)
+_OVERHEAD = 1e-3
+"""Forward-equivalents of a unit and image that keep free units (the last layer's) comparable."""
 
 
 def race(job: Job, options: RaceOptions) -> MethodResult:
     """Spend ``job.budget`` forward-equivalents where the keep/remove decision is open.
 
     The surrogate is evaluated on all N images. Images then enter in one random order, those with
-    large cheap effects first (:class:`SamplingDesign`), in rounds that double the sample; on each
-    the exact effects of all units still in the race are computed and the means estimated by
-    :func:`causalprune.scoring.estimation.estimate_mean`. A unit leaves when the interval of the
-    difference between its rank value and the boundary's (the mean of the units next to it, on
-    the same images) excludes zero. The race ends when all units are decided or the next round
-    cannot be paid.
+    large cheap effects first (:class:`SamplingDesign`), and a unit's sample is the first n of
+    them. All units begin with 24; every round raises the samples of those where the probability
+    of a wrong decision falls most per forward-equivalent
+    (:func:`causalprune.scoring.allocation.error_reduction`): units near the boundary, and cheap
+    ones before dear ones. Means are estimated by
+    :func:`causalprune.scoring.estimation.estimate_mean`. A unit is decided, and leaves, when its
+    interval lies clear of the boundary's, the mean of the units next to it. The race ends when
+    all are decided or nothing more can be paid.
+    Without a surrogate means over different images do not compare (images differ more than
+    units do), so all units still in the race keep the same sample.
 
-    Intervals are at ``1 - (1 - confidence) / looks``, `looks` being the rounds that all images
-    would take, so that each holds at `confidence` whichever round its unit stopped in.
+    Intervals are at ``1 - (1 - confidence) / looks``, `looks` being the sizes that a sample
+    may have, so that each holds at `confidence` whichever round its unit stopped in.
 
     Raises
     ------
@@ -109,7 +78,7 @@ def race(job: Job, options: RaceOptions) -> MethodResult:
     References
     ----------
     Maron and Moore (1997), Hoeffding races; Even-Dar, Mannor and Mansour (2006), successive
-    elimination. Boundary, design and estimator are this package's own.
+    elimination. Allocation, design and estimator are this package's own.
     """
     options.check()
     if job.share is not None:
@@ -149,9 +118,9 @@ class Race:
         images = job.batches.collect()
         self._n_images = n_images = len(images.inputs)
         self._exact_effects = exact
-        self._of_surrogate = _surrogate_cost(surrogate, n_images, self._budget)
+        self._of_surrogate = surrogate_cost(surrogate, n_images, self._budget)
         self._surrogate_name = "none" if surrogate is None else surrogate.name
-        cheap = None if surrogate is None else _evaluated(surrogate, images)
+        cheap = None if surrogate is None else evaluated(surrogate, images, _BATCH)
         sizes = torch.ones(n_images) if cheap is None else sampling_sizes(cheap)
         self._design = SamplingDesign.draw(sizes, job.seed)
         self._cheap = None if cheap is None else cheap[self._design.order]
@@ -168,7 +137,8 @@ class Race:
         self._cost = torch.full((n_units,), self._of_surrogate / n_units, dtype=torch.float64)
         if job.intervention == "mean":  # the units' means take one more pass
             self._charge(torch.ones(n_units, dtype=torch.bool), float(n_images))
-        self._looks = len(_schedule(n_images))
+        self._sizes = sample_sizes(n_images, FIRST_ROUND)
+        self._looks = len(self._sizes)
         self._level = 1 - (1 - job.confidence) / self._looks
         self._exact = torch.zeros(0, n_units, dtype=torch.float64)
         self._n = torch.zeros(n_units, dtype=torch.int64)
@@ -187,25 +157,48 @@ class Race:
                 f"budget: expected at least {self._per_image():.1f} forward-equivalents, what one "
                 f"image with all units takes, got {self._budget:g}"
             )
-        fewest = min(FEWEST_IMAGES, self._n_images)
-        with torch.no_grad(), self._job.bar("racing", self._looks) as advance:
-            for goal in _schedule(self._n_images):
-                taken = len(self._exact)
-                n = min(goal, taken + self._affordable())
-                # A few more images would move nothing; below the fewest they say nothing.
-                if n < goal and n < (taken * 1.125 if taken or self._cheap is None else fewest):
-                    break
-                self._sample(n)
-                self._estimate()
+        n, fewest = min(self._sizes[0], self._affordable()), min(FEWEST_IMAGES, self._n_images)
+        if n < fewest and self._cheap is not None:
+            return  # means of a few images would be worse than the surrogate's
+        with torch.no_grad(), self._job.bar("racing", None) as advance:
+            purchases = [(torch.ones_like(self._verdict, dtype=torch.bool), n)]
+            while purchases:
+                for units, goal in purchases:
+                    self._sample(units, goal)
+                self._estimate(torch.stack([units for units, _ in purchases]).any(0))
                 if n >= fewest:
                     self._decide()
                 advance()
-                if n < goal or not bool((self._verdict == 0).any()):
-                    break
+                purchases = self._purchases() if n == self._sizes[0] else []
 
     def _per_image(self) -> float:
         open_units = self._verdict == 0
         return 1 + float(self._unit_cost[open_units].sum())
+
+    def _purchases(self) -> list[tuple[Tensor, int]]:
+        """Return what the next round buys: units, and the size their samples shall have."""
+        sizes, left = torch.tensor(self._sizes), self._budget - self._spent
+        open_units = (self._verdict == 0) & (self._n < self._n_images)
+        if not bool(open_units.any()):
+            return []
+        step = torch.searchsorted(sizes, self._n, right=True).clamp_max(len(sizes) - 1)
+        more = (sizes[step] - self._n).double()
+        if self._cheap is None:  # all open units are at the same size
+            n = int(self._n[open_units][0])
+            full = int(sizes[step[open_units][0]])
+            goal = min(full, n + self._affordable())
+            # What is left may pay for one last part of a round, if that can still move something.
+            worth = n in self._sizes and (goal == full or goal > 1.125 * n)
+            return [(open_units, goal)] if worth else []
+        price = self._unit_cost * more
+        drop = error_reduction(
+            self._distance(), self._rank.se, self._n, sizes[step], self._n_images
+        )
+        rate = drop / (price + more * _OVERHEAD).clamp_min(1e-300)
+        limit = min(left, max(PACE * left, SLOWEST * self._budget))
+        rate = torch.where(open_units, rate, -1.0)
+        chosen = best_within(rate, price, more, step, limit, left)
+        return [(chosen & (step == k), self._sizes[k]) for k in torch.unique(step[chosen]).tolist()]
 
     def _affordable(self) -> int:
         return max(0, math.floor((self._budget - self._spent) / self._per_image()))
@@ -214,25 +207,23 @@ class Race:
         self._spent += amount
         self._cost[units] += amount / max(1, int(units.sum()))
 
-    def _sample(self, n: int) -> None:
-        """Compute the exact effects of the open units on images up to the n-th."""
-        taken, open_units = len(self._exact), self._verdict == 0
-        rows = [self._exact]
+    def _sample(self, units: Tensor, n: int) -> None:
+        """Compute the exact effects of `units`, all at one size, on images up to the n-th."""
+        taken, fresh = int(self._n[units][0]), n - len(self._exact)
+        if fresh > 0:
+            self._exact = F.pad(self._exact, (0, 0, 0, fresh), value=torch.nan)
         for start in range(taken, n, _BATCH):
-            batch = _chosen(self._images, slice(start, min(start + _BATCH, n)))
-            self._exact_effects.observe(batch)
-            found = torch.full((len(batch.inputs), len(open_units)), torch.nan).double()
+            rows = slice(start, min(start + _BATCH, n))
+            self._exact_effects.observe(_chosen(self._images, rows))
             for name, columns in self._slices.items():
-                units = open_units[columns].nonzero().flatten().tolist()
-                if units:
-                    effects = self._exact_effects.effects(name, units).cpu()
-                    found[:, columns][:, units] = effects
-            rows.append(found)
-        self._exact = torch.cat(rows)
-        self._charge(open_units, float(n - taken))
-        self._spent += (n - taken) * float(self._unit_cost[open_units].sum())
-        self._cost[open_units] += (n - taken) * self._unit_cost[open_units]
-        self._n[open_units] = n
+                wanted = units[columns].nonzero().flatten()
+                if len(wanted):
+                    effects = self._exact_effects.effects(name, wanted.tolist()).cpu()
+                    self._exact[rows, columns.start + wanted] = effects
+        self._charge(units, float(n - taken))
+        self._spent += (n - taken) * float(self._unit_cost[units].sum())
+        self._cost[units] += (n - taken) * self._unit_cost[units]
+        self._n[units] = n
 
     # ---- deciding ----------------------------------------------------------------------------
 
@@ -250,47 +241,66 @@ class Race:
             population=population,
         )
 
-    def _estimate(self) -> None:
-        open_units = self._verdict == 0
-        exact = self._exact[:, open_units]
-        cheap = None if self._cheap is None else self._cheap[:, open_units]
-        effect = self._mean(exact, cheap, self._options.population)
-        ranked = None if cheap is None else self._ranked(cheap)
-        rank = self._mean(self._ranked(exact), ranked, "images")
-        if len(exact) < min(FEWEST_IMAGES, self._n_images):
-            effect, rank = effect.without_interval(), rank.without_interval()
-        for total, part in ((self._effect, effect), (self._rank, rank)):
-            for name, values in vars(part).items():
-                getattr(total, name)[open_units] = values
+    def _estimate(self, changed: Tensor) -> None:
+        for n in torch.unique(self._n[changed]).tolist():
+            units = changed & (self._n == n)
+            exact = self._exact[:n, units]
+            cheap = None if self._cheap is None else self._cheap[:, units]
+            effect = self._mean(exact, cheap, self._options.population)
+            ranked = None if cheap is None else self._ranked(cheap)
+            rank = self._mean(self._ranked(exact), ranked, "images")
+            if n < min(FEWEST_IMAGES, self._n_images):
+                effect, rank = effect.without_interval(), rank.without_interval()
+            for total, part in ((self._effect, effect), (self._rank, rank)):
+                for name, values in vars(part).items():
+                    getattr(total, name)[units] = values
 
     def _decide(self) -> None:
-        """Close the units whose interval lies clear of their boundary."""
-        exhausted = len(self._exact) == self._n_images
+        """Close the units whose interval lies clear of the boundary's."""
+        for units, left, edge in self._open_contests():
+            exhausted = bool((self._n[units] == self._n_images).all())
+            if exhausted or not 0 < left < len(units):  # nothing to learn, or only one side left
+                ordered = units[self._rank.mean[units].argsort(stable=True)]
+                left = min(max(left, 0), len(units))
+                self._verdict[ordered[:left]], self._verdict[ordered[left:]] = -1, 1
+                continue
+            low, high = self._gap(units, edge)
+            self._verdict[units[high < 0]] = -1
+            self._verdict[units[low > 0]] = 1
+
+    def _gap(self, units: Tensor, edge: Tensor) -> tuple[Tensor, Tensor]:
+        """Interval of the rank value of `units` minus the boundary's, the mean of `edge`'s.
+
+        With a surrogate the two are estimated on samples of their own. They err together at
+        worst, so their half widths add up. Without one the samples are the same.
+        """
+        rank = self._rank
+        if self._cheap is None:
+            exact = self._ranked(self._exact[: int(self._n[units[0]])])
+            gap = self._mean(exact[:, units] - exact[:, edge].mean(1, keepdim=True), None, "images")
+            return gap.low, gap.high
+        value, half = rank.mean[edge].mean(), (rank.high - rank.low)[edge].mean() / 2
+        return rank.low[units] - value - half, rank.high[units] - value + half
+
+    def _distance(self) -> Tensor:
+        """Rank value [n_units] of the open units minus the boundary's."""
+        distance = self._rank.mean.clone()
+        for units, _, edge in self._open_contests():
+            distance[units] -= self._rank.mean[edge].mean()
+        return distance
+
+    def _open_contests(self) -> Iterator[tuple[Tensor, int, Tensor]]:
+        """Open units of every contest, how many of them are to go, and those at the boundary."""
         for contestants in self._contests():
-            n_remove = round(self._options.ratio * len(contestants))
             verdicts = self._verdict[contestants]
             units = contestants[verdicts == 0]
-            left = n_remove - int((verdicts == -1).sum())
-            units = units[self._rank.mean[units].argsort(stable=True)]
-            if exhausted or not 0 < left < len(units):
-                left = min(max(left, 0), len(units))
-                self._verdict[units[:left]], self._verdict[units[left:]] = -1, 1
+            if not len(units):
                 continue
-            width = min(left, len(units) - left, max(1, int(BOUNDARY_SHARE * len(contestants))))
-            gap = self._gap(units, units[left - width : left + width])
-            self._verdict[units[gap.high < 0]] = -1
-            self._verdict[units[gap.low > 0]] = 1
-
-    def _gap(self, units: Tensor, boundary: Tensor) -> MeanEstimate:
-        """Rank value of `units` minus the mean of those at the boundary, on the same images."""
-        exact = self._ranked(self._exact[:, units])
-        exact = exact - self._ranked(self._exact[:, boundary]).mean(1, keepdim=True)
-        if self._cheap is None:
-            return self._mean(exact, None, "images")
-        slope = self._rank.slope  # puts the cheap effects of different layers on one scale
-        cheap = slope[units] * self._ranked(self._cheap[:, units])
-        edge = slope[boundary] * self._ranked(self._cheap[:, boundary])
-        return self._mean(exact, cheap - edge.mean(1, keepdim=True), "images")
+            left = round(self._options.ratio * len(contestants)) - int((verdicts == -1).sum())
+            place = min(max(left, 1), len(units) - 1)
+            width = min(place, len(units) - place, int(BOUNDARY_SHARE * len(contestants)))
+            ordered = units[self._rank.mean[units].argsort(stable=True)]
+            yield units, left, ordered[max(0, place - max(1, width)) : place + max(1, width)]
 
     def _contests(self) -> Iterator[Tensor]:
         everything = torch.arange(len(self._verdict))
@@ -322,7 +332,7 @@ class Race:
         return MethodResult(units, notes=self._notes())
 
     def _notes(self) -> tuple[str, ...]:
-        options, n_taken = self._options, len(self._exact)
+        options, n_taken = self._options, int(self._n.min())
         kept, removed = int((self._verdict == 1).sum()), int((self._verdict == -1).sum())
         whole = self._n_images * (1 + float(self._unit_cost.sum()))
         notes = [
@@ -353,42 +363,12 @@ class Race:
         return tuple(notes)
 
 
-def _schedule(n_images: int) -> list[int]:
-    """Sample sizes of the rounds: doubling, then all images."""
-    sizes, n = [], FIRST_ROUND
-    while n < n_images:
-        sizes.append(n)
-        n *= 2
-    return [*sizes, n_images]
-
-
 def _columns(job: Job) -> dict[str, slice]:
     found, start = {}, 0
     for group in job.graph.groups:
         found[group.name] = slice(start, start + group.n_units)
         start += group.n_units
     return found
-
-
-def _surrogate_cost(surrogate: Surrogate | None, n_images: int, budget: float) -> float:
-    if surrogate is None:
-        return 0.0
-    cost = surrogate.forwards_per_image * n_images
-    if budget < cost:
-        raise InvalidArgumentError(
-            f"budget: expected at least {cost:.0f} forward-equivalents, what surrogate "
-            f"{surrogate.name!r} takes on {n_images} images, got {budget:g}; use fewer images "
-            "(max_images) or surrogate='none'"
-        )
-    return cost
-
-
-def _evaluated(surrogate: Surrogate, images: Batch) -> Tensor:
-    parts = [
-        surrogate.effects(_chosen(images, slice(start, start + _BATCH)))
-        for start in range(0, len(images.inputs), _BATCH)
-    ]
-    return torch.cat(parts)
 
 
 def _chosen(images: Batch, rows: Tensor | slice) -> Batch:

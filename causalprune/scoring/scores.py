@@ -73,12 +73,14 @@ class Scores:
         One row per unit: ``layer`` (its first producer), ``unit`` (index there), ``kind``
         ("filter", "hidden" or "head"), ``effect`` (mean over images of Y_do - Y, in units of the
         outcome), ``se`` (its standard error, paired), ``low`` and ``high`` (Student-t interval),
-        ``importance`` (what plans rank by: mean over images of abs(Y_do - Y), or the norm),
-        ``category`` ("critical", "neutral", "detrimental", or "" where there is no interval or
-        the outcome has no better side), ``n`` (images), ``cost`` (forward-equivalents spent on
-        the unit over all images), ``group``. Effect and interval are NaN for l1, l2 and random.
+        ``importance`` (what plans rank by: mean over images of abs(Y_do - Y), or what the method
+        describes), ``category`` ("critical", "neutral", "detrimental", or "" where there is no
+        interval or the outcome has no better side), ``n`` (images), ``cost`` (forward-equivalents
+        spent on the unit over all images), ``group``. Effect and interval are NaN for a method
+        without an effect scale, such as a norm.
     method : str
     outcome : str
+        What the method measured; empty where it measures no outcome.
     confidence : float
         Level of the intervals; each is for one unit, not for all at once.
     fingerprint : str
@@ -123,8 +125,10 @@ class Scores:
         counts = {str(k): int(v) for k, v in self.frame["category"].value_counts().items() if k}
         found = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
         return (
-            f"Scores(method={self.method!r}, outcome={self.outcome!r}: {len(self.frame)} units "
-            f"in {self.frame['group'].nunique()} groups, {n_images} images"
+            f"Scores(method={self.method!r}"
+            + (f", outcome={self.outcome!r}" if self.outcome else "")
+            + f": {len(self.frame)} units in {self.frame['group'].nunique()} groups, "
+            f"{n_images} images"
             + (f", {self.confidence:.0%} intervals: {found}" if found else "")
             + (f"; {len(self.notes)} notes" if self.notes else "")
             + ")"
@@ -238,10 +242,9 @@ class Scores:
             return
         rows = rows.sort_values("effect").reset_index(drop=True)
         colours = {"critical": "tab:blue", "detrimental": "tab:red"}
-        for index, row in enumerate(rows.to_dict("records")):
-            colour = colours.get(row["category"], "tab:gray")
-            axis.vlines(index, row["low"], row["high"], color=colour)
-            axis.plot([index], [row["effect"]], "o", color=colour, markersize=3)
+        colour = [colours.get(category, "tab:gray") for category in rows["category"]]
+        axis.vlines(rows.index, rows["low"], rows["high"], color=colour)
+        axis.scatter(rows.index, rows["effect"], s=9, color=colour)
         axis.axhline(0.0, color="black", linewidth=0.5)
         axis.set_ylabel(f"change in {self.outcome}")
 

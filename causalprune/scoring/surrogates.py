@@ -15,7 +15,7 @@ from causalprune.scoring.data import Batch
 from causalprune.scoring.methods import Job
 from causalprune.scoring.outcomes import OUTCOMES, Outcome, evaluate
 
-__all__ = ["SURROGATES", "Surrogate", "surrogate_of"]
+__all__ = ["SURROGATES", "Surrogate", "evaluated", "surrogate_cost", "surrogate_of"]
 
 MOST_CLASSES = 32
 """Classes that ``"logit"`` follows; of more, each image's true class and its likeliest others."""
@@ -92,6 +92,38 @@ def surrogate_of(name: str | None, job: Job) -> Surrogate | None:
             "surrogate='none'"
         )
     return make(job)
+
+
+def surrogate_cost(surrogate: Surrogate | None, n_images: int, budget: float) -> float:
+    """Return the forward-equivalents that a surrogate takes on `n_images` images.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `budget` does not pay for them.
+    """
+    if surrogate is None:
+        return 0.0
+    cost = surrogate.forwards_per_image * n_images
+    if budget < cost:
+        raise InvalidArgumentError(
+            f"budget: expected at least {cost:.0f} forward-equivalents, what surrogate "
+            f"{surrogate.name!r} takes on {n_images} images, got {budget:g}; use fewer images "
+            "(max_images) or surrogate='none'"
+        )
+    return cost
+
+
+def evaluated(surrogate: Surrogate, images: Batch, batch_size: int) -> Tensor:
+    """Return the cheap effects [N, n_units] of all images, a batch at a time."""
+    inputs, targets = images.inputs, images.targets
+    parts = []
+    for start in range(0, len(inputs), batch_size):
+        rows = slice(start, start + batch_size)
+        parts.append(
+            surrogate.effects(Batch(inputs[rows], None if targets is None else targets[rows]))
+        )
+    return torch.cat(parts)
 
 
 def _best_for(job: Job) -> str:

@@ -15,10 +15,11 @@ FORWARDS_PER_IMAGE = 3.0
 """A forward pass and a backward pass of twice its work."""
 
 
-@register_method("taylor", needs_gradient=True, shards=())
+@register_method("taylor", needs_gradient=True, shards=(), interventions=("zero", "mean"))
 def taylor(job: Job) -> Mapping[str, UnitScores]:
     """First-order effect of do(unit := 0): ``-a * dY/da`` per image, summed over positions.
 
+    With ``intervention="mean"``: ``-(a - mean) * dY/da``, the mean being the unit's over the data.
     Activation and gradient are taken where the consumers read the unit, and added over the
     consumers; signed, per sample (Molchanov et al. 2019 square the batch mean instead).
     """
@@ -38,5 +39,4 @@ def first_order_paths(job: Job) -> UnitPaths:
         layer: replace(site, activation="identity", out=site.pre)
         for layer, site in job.graph.sites.items()
     }
-    graph = replace(job.graph, sites=linear)
-    return UnitPaths(job.model, graph, job.outcome, max_cache_bytes=job.max_cache_bytes)
+    return UnitPaths.of(replace(job, graph=replace(job.graph, sites=linear)))

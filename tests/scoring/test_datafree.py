@@ -197,6 +197,9 @@ PIECES: dict[str, Callable[[Around, Tensor, Tensor], Tensor]] = {
     "maximum": lambda self, a, b: F.max_pool2d(a, 2),
     "maximum behind relu": lambda self, a, b: F.max_pool2d(F.relu(a), 2),
     "branches": lambda self, a, b: torch.cat([F.relu(a), b], 1)[:, 1:4],
+    "zero channels": lambda self, a, b: F.pad(a[:, :2], (0, 0, 0, 0, 1, 0), "constant", 0),
+    "constant channels": lambda self, a, b: F.pad(F.relu(a[:, 1:]), (0,) * 5 + (1,), value=0.5),
+    "reflected": lambda self, a, b: F.pad(F.relu(a), (1, 2, 0, 1), mode="reflect"),
     "moved": lambda self, a, b: torch.cat([F.relu(a[:, 2:]), b.chunk(3, 1)[0], a[:, :1]], 1),
 }  # fmt: skip
 

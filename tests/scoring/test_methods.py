@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError
-from causalprune.graph import capture, removed
+from causalprune.graph import UnitGraph, capture, removed
 from causalprune.scoring import METHODS, score
 
 X, Y = networks.images(9), networks.targets(9)
 
 
-def _effects(model: nn.Module, group: str, unit: int) -> Tensor:
+def _effects(model: nn.Module, group: str, unit: int, graph: UnitGraph | None = None) -> Tensor:
     """Per-image loss change of removing a unit, by two whole forward passes."""
-    graph = capture(model, X)
+    graph = graph or capture(model, X)
     with torch.no_grad():
         plain = F.cross_entropy(model(X).double(), Y, reduction="none")
         with removed(model, graph, {group: [unit]}):
@@ -37,6 +37,7 @@ TAKES = {
     "cswap": {"mean", "resample"},
     "path": {"mean"},
     "responsibility": {"mean", "resample"},
+    "taylor": {"mean"},
 }
 
 
@@ -57,6 +58,17 @@ def test_an_intervention_is_honoured_or_refused(method: str, value: str) -> None
     assert not np.allclose(zero[effect], other[effect], atol=1e-4)
 
 
+def test_taylor_to_the_mean_is_first_order_in_the_deviation() -> None:
+    model = networks.mlp().double()
+    x = X.double()
+    frame = score(model, (x, Y), "taylor", "logit", intervention="mean", batch_size=4).frame
+    hidden = model[:5](x).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(model[5](hidden)[torch.arange(9), Y].sum(), hidden)
+    expected = -((hidden - hidden.mean(0)) * slope).mean(0)
+    got = frame[frame["layer"] == "3"]["effect"]
+    np.testing.assert_allclose(got, expected.detach(), atol=1e-6)
+
+
 @pytest.mark.parametrize("outcome", ["logit", lambda logits, targets: logits[:, 0]])
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_an_outcome_is_measured_or_refused(method: str, outcome: object) -> None:
@@ -74,8 +86,9 @@ def test_ablation_equals_brute_force(name: str) -> None:
     model = networks.ALL[name]()
     scores = score(model, (X, Y), "ablation", batch_size=4)
     whole = score(model, (X, Y), "ablation", batch_size=9)
+    graph = capture(model, X)
     for row in whole.frame.itertuples():
-        effects = _effects(model, row.group, row.unit)
+        effects = _effects(model, row.group, row.unit, graph)
         assert row.effect == pytest.approx(effects.mean().item(), abs=1e-6)
         assert row.importance == pytest.approx(effects.abs().mean().item(), abs=1e-6)
         assert row.se == pytest.approx(effects.std().item() / 3, abs=1e-6)

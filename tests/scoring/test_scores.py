@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from causalprune.errors import (
     DataError,
@@ -154,6 +155,41 @@ def test_batch_statistics_in_eval_mode_are_refused() -> None:
     model.append(nn.Linear(3 * 14 * 14, 3))
     with pytest.raises(UnsupportedModelError, match="'1'"):
         score(model, (X, Y))
+
+
+@pytest.mark.parametrize("method", ["ablation", "path", "taylor"])
+def test_bad_input_is_named_by_every_kind_of_method(method: str) -> None:
+    model = networks.vgg().train()
+    for targets in (Y + 1, Y - 1, Y.float(), Y[:4], Y[:, None]):
+        with pytest.raises(DataError, match=r"^data: expected"):
+            score(model, (X, targets), method)
+    with pytest.raises(DataError, match="at least one image"):
+        score(model, DataLoader(TensorDataset(X[:0], Y[:0])), method)
+    with torch.no_grad():
+        model[4].weight[1, 2, 0, 0] = torch.nan
+    with pytest.raises(DataError, match="'loss' is not finite on the whole network"):
+        score(model, (X, Y), method)
+    assert all(module.training for module in model.modules())
+    model[1] = nn.BatchNorm2d(4, track_running_stats=False)
+    with pytest.raises(UnsupportedModelError, match="'1' normalises with batch statistics"):
+        score(model, (X, Y), method)
+
+
+def test_a_network_that_is_not_finite_without_a_unit_names_it() -> None:
+    class Logarithm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(256, 2), nn.Linear(2, 3, bias=False)
+            self.head = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.second(1 + F.relu(self.first(x.flatten(1)))).square().log())
+
+    model = networks.settle(Logarithm())
+    with torch.no_grad():
+        model.second.weight[:, 0] = 0.0  # the second unit alone keeps the logarithm finite
+    with pytest.raises(DataError, match="not finite after removing unit 1 of layer 'first'"):
+        score(model, (X, Y), "ablation")
 
 
 def test_outcome_that_is_not_finite_names_the_unit() -> None:
@@ -298,6 +334,14 @@ def test_top_and_repr() -> None:
 def test_plot(method: str) -> None:
     figure = score(networks.lenet(), (X, Y), method).plot()
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["conv1", "conv2", "fc1", "fc2"]
+
+
+def test_scores_of_no_outcome_name_none() -> None:
+    shown = {m: score(networks.mlp(), (X, Y), m) for m in ("l1", "mint", "snip", "cexcnn")}
+    assert {m: s.outcome for m, s in shown.items()} == {
+        "l1": "", "mint": "", "snip": "loss", "cexcnn": "correctness"
+    }  # fmt: skip
+    assert "outcome" not in repr(shown["l1"]) and "outcome='loss'" in repr(shown["snip"])
 
 
 def test_fingerprint_is_of_the_structure() -> None:
