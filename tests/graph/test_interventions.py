@@ -330,3 +330,24 @@ def test_bad_input() -> None:
         run.remove("conv9", [0])
     with pytest.raises(InvalidArgumentError, match="masks"):
         run.remove_masked({"conv1": torch.zeros(9, 5, dtype=torch.bool)})
+
+
+@torch.no_grad()
+def test_a_vision_transformer() -> None:
+    """Heads and hidden units of torchvision's own class, small, all outputs at work."""
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    model = networks.settle(VisionTransformer(32, 8, 2, 4, 32, 24, num_classes=5))
+    x = torch.randn(4, 3, 32, 32)
+    graph = capture(model, x[:2])
+    assert {group.kind for group in graph.groups} == {"head", "hidden"}
+    run = Interventions(model, graph, example=x[:1])
+    plain = run.observe(x)
+    for group in graph.groups:
+        chosen = [0, group.n_units // 2, group.n_units - 1]
+        for unit, output in zip(chosen, run.remove(group.name, chosen), strict=True):
+            with removed(model, graph, {group.name: [unit]}):
+                expected = model(x)
+            close(output, expected)
+            assert (expected - plain).abs().max() > 1e-3 * plain.abs().max()
