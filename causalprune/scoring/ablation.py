@@ -32,7 +32,9 @@ def ablation(
     """Total effect of do(unit := value) on the outcome: the reference of every cheaper score.
 
     Per image, Y with the unit intervened on where its consumers read, minus Y. What lies before
-    the consumers is computed once a batch (suffix replay), which changes no value.
+    the consumers is computed once a batch (suffix replay), which changes no value. The cost of a
+    unit is the share of the network's multiply-accumulates that lie behind it, times the images:
+    an upper bound, because images on which it is zero already are not run.
 
     With a budget, exact effects are computed only where the decision which units to remove is
     open, and a surrogate of all images makes up for those that are left out
