@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from causalprune.errors import CausalPruneError
     from causalprune.experiments import RunConfig, RunResult, run_experiment
     from causalprune.measures import info
-    from causalprune.pruning import Plan, apply, plan, prune
+    from causalprune.pruning import Plan, Trace, apply, plan, prune
     from causalprune.reports import report
     from causalprune.scoring import Scores, register_method, register_outcome, score
 
@@ -32,6 +32,7 @@ _HOME = {
     "RunConfig": "experiments",
     "RunResult": "experiments",
     "Scores": "scoring",
+    "Trace": "pruning",
     "analyze": "analysis",
     "apply": "pruning",
     "info": "measures",
@@ -51,6 +52,7 @@ __all__ = [
     "RunConfig",
     "RunResult",
     "Scores",
+    "Trace",
     "__version__",
     "analyze",
     "apply",

@@ -13,12 +13,15 @@ from collections.abc import Iterable
 __all__ = [
     "CapturedByHooksWarning",
     "CausalPruneError",
+    "CausalPruneWarning",
+    "CheckpointError",
     "DataError",
     "InvalidArgumentError",
     "MissingDependencyError",
     "OutputExistsError",
     "ProcessGroupError",
     "RecordError",
+    "TargetNotReachedWarning",
     "UnknownNameError",
     "UnsupportedModelError",
     "UntraceableModelError",
@@ -51,8 +54,16 @@ class UntraceableModelError(UnsupportedModelError):
     """The network runs, but no graph of its operators can be had; the message says where."""
 
 
-class CapturedByHooksWarning(UserWarning):
+class CausalPruneWarning(UserWarning):
+    """Base class of every warning given on purpose by causalprune."""
+
+
+class CapturedByHooksWarning(CausalPruneWarning):
     """The network could not be traced, and less can be done with its units; see the message."""
+
+
+class TargetNotReachedWarning(CausalPruneWarning):
+    """Less was removed than was asked for; the message says how much, and why."""
 
 
 class DataError(CausalPruneError, ValueError):
@@ -69,6 +80,22 @@ class ProcessGroupError(CausalPruneError, RuntimeError):
 
 class RecordError(CausalPruneError, ValueError):
     """A record file on disk is incomplete, broken or of another experiment."""
+
+
+class CheckpointError(CausalPruneError, RuntimeError):
+    """A checkpoint cannot be written, or belongs to another run.
+
+    Attributes
+    ----------
+    network, trace : object
+        What could not be written: the network as it stands and the trace of the run so far;
+        ``None`` where nothing was to be written.
+    """
+
+    def __init__(self, message: str, network: object = None, trace: object = None) -> None:
+        self.network = network
+        self.trace = trace
+        super().__init__(message)
 
 
 class MissingDependencyError(CausalPruneError, ImportError):

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from causalprune.experiments.cifar_resnets import CifarResNet
+
 
 class LeNet(nn.Module):
     """LeNet-5 in small: two convolutions, a flatten, three linear layers; input 1 x 16 x 16."""
@@ -67,49 +69,6 @@ class Residual(nn.Module):
         x = F.relu(self.bn(self.stem(x)))
         x = self.block2(self.block1(x))
         return self.fc(torch.flatten(self.pool(x), 1))
-
-
-class CifarBlock(nn.Module):
-    """Basic block of He et al.'s CIFAR networks; shortcuts pad with zero channels (option A)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.padding = outputs // 4 if stride != 1 or inputs != outputs else 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        if self.padding:
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding), "constant", 0)
-        return F.relu(out + x)
-
-
-class CifarResNet(nn.Module):
-    """ResNet-(6n + 2) for CIFAR (He et al. 2016, section 4.2), n = `blocks`; input 3 x 32 x 32."""
-
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(blocks, 16, 16)
-        self.layer2 = self._stage(blocks, 16, 32)
-        self.layer3 = self._stage(blocks, 32, 64)
-        self.linear = nn.Linear(64, 10)
-
-    @staticmethod
-    def _stage(blocks: int, inputs: int, outputs: int) -> nn.Sequential:
-        first = CifarBlock(inputs, outputs, outputs // inputs)
-        return nn.Sequential(first, *(CifarBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        x = F.avg_pool2d(x, x.size()[3])
-        return self.linear(x.view(x.size(0), -1))
 
 
 def resnet20(weights: Path | None = None) -> nn.Module:

@@ -21,6 +21,7 @@ from causalprune.cli.console import (
     fail,
     on_terminal,
 )
+from causalprune.cli.prune_command import prune
 from causalprune.cli.score_command import score
 from causalprune.errors import CausalPruneError, OutputExistsError
 
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 
 app.command()(score)
+app.command()(prune)
 
 _QUICK: Mapping[str, Any] = {
     "methods": ("path", "random"),

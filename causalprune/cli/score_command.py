@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from causalprune.scoring import Scores
 
-__all__ = ["score"]
+__all__ = ["device_of", "options_of", "score", "shape_of"]
 
 _NOTES_SHOWN = 5
 
@@ -30,13 +30,16 @@ _NOTES_SHOWN = 5
 def score(
     model: Annotated[
         str,
-        typer.Option(help="Registered network, package.module:callable, or file.py:callable."),
+        typer.Option(
+            help="Registered network, classifier of torchvision or timm, package.module:callable, "
+            "or file.py:callable."
+        ),
     ],
     data: Annotated[
         str,
         typer.Option(
-            help="digits, mnist, a folder with one folder a class, an .npz with inputs and "
-            "targets, or a .pt of two tensors."
+            help="digits, mnist, cifar-subset, a folder with one folder a class, an .npz with "
+            "inputs and targets, or a .pt of two tensors."
         ),
     ],
     weights: Annotated[
@@ -59,7 +62,9 @@ def score(
     input_shape: Annotated[
         str | None, typer.Option(help='What the network takes, such as "3,32,32".')
     ] = None,
-    classes: Annotated[int, typer.Option(help="Logits of a registered network.")] = 10,
+    classes: Annotated[
+        int | None, typer.Option(help="Logits of the network; default 10, or the library's.")
+    ] = None,
     data_root: Annotated[
         Path | None, typer.Option(help="Where the data set's files are (else CAUSALPRUNE_DATA).")
     ] = None,
@@ -80,7 +85,7 @@ def score(
         from causalprune.experiments.model_specs import images_from, model_from
 
         settings: dict[str, Any] = {
-            **_options(option or [], method),
+            **options_of(option or [], method),
             "units": units,
             "intervention": intervention,
             "confidence": confidence,
@@ -92,11 +97,11 @@ def score(
         images = images_from(
             data,
             model=model,
-            input_shape=_shape(input_shape),
+            input_shape=shape_of(input_shape),
             max_images=max_images,
             root=data_root,
         )
-        network = model_from(model, weights, n_classes=classes, seed=seed).to(_device(device))
+        network = model_from(model, weights, n_classes=classes, seed=seed).to(device_of(device))
         if shards is not None or _of_several():
             from causalprune.scoring.sharding import score_sharded
 
@@ -117,11 +122,28 @@ def _of_several() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def _options(given: list[str], method: str) -> dict[str, Any]:
-    """Read ``name=value``; a value that is JSON (a number, true, a list) is taken as such."""
+def options_of(given: list[str], method: str, more: Iterable[str] = ()) -> dict[str, Any]:
+    """Read ``name=value``; a value that is JSON (a number, true, a list) is taken as such.
+
+    Parameters
+    ----------
+    given : list of str
+        What was said.
+    method : str
+        The scoring method, whose options are known.
+    more : iterable of str
+        Further names that are known.
+
+    Raises
+    ------
+    UnknownNameError
+        If a name is not known.
+    InvalidArgumentError
+        If a text is not ``name=value``.
+    """
     from causalprune.scoring import resolve_method
 
-    known = resolve_method(method).options
+    known = (*resolve_method(method).options, *more)
     found: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
@@ -136,7 +158,8 @@ def _options(given: list[str], method: str) -> dict[str, Any]:
     return found
 
 
-def _shape(text: str | None) -> tuple[int, int, int] | None:
+def shape_of(text: str | None) -> tuple[int, int, int] | None:
+    """Read ``channels,height,width``."""
     if text is None:
         return None
     try:
@@ -150,7 +173,8 @@ def _shape(text: str | None) -> tuple[int, int, int] | None:
     return channels, height, width
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Choose the device that ``--device`` names; CUDA processes share the GPUs that there are."""
     import torch
 
     if name not in ("auto", "cpu", "cuda"):

@@ -19,6 +19,7 @@ from causalprune.errors import (
     MissingDependencyError,
     UnknownNameError,
 )
+from causalprune.experiments.cifar_subset import read_cifar_subset
 from causalprune.experiments.folder import read_image_folder
 from causalprune.experiments.idx import read_idx_images, read_idx_labels
 from causalprune.experiments.sampling import stratified_split, stratified_subset
@@ -27,6 +28,7 @@ __all__ = [
     "DataSource",
     "DataSplits",
     "ImageSet",
+    "Standard",
     "data_source",
     "load_data",
     "register_data",
@@ -35,6 +37,8 @@ __all__ = [
 
 Shape = tuple[int, int, int]
 Batch = tuple[Tensor, Tensor]
+Standard = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation per channel, of pixels in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ class ImageSet:
         ``[N]`` int64 class numbers.
     classes : tuple of str
         Class names, by number.
+    standard : pair of tuple of float, optional
+        Mean and standard deviation per channel that networks for these images are trained with;
+        default: those of all training pixels together.
     """
 
     train_x: Tensor
@@ -56,6 +63,7 @@ class ImageSet:
     test_x: Tensor
     test_y: Tensor
     classes: tuple[str, ...]
+    standard: Standard | None = None
 
 
 Loader = Callable[[Path | None, Shape], ImageSet]
@@ -97,8 +105,8 @@ class DataSplits:
         Class names, by number.
     split : str
         Identifies the test images: name, number, digest of pixels and labels.
-    mean, std : float
-        Of the training pixels in [0, 1]; all images are standardised with them.
+    mean, std : float or tuple of float
+        Of pixels in [0, 1], one or one a channel; all images are standardised with them.
     """
 
     name: str
@@ -107,8 +115,8 @@ class DataSplits:
     test: Batch
     classes: tuple[str, ...]
     split: str
-    mean: float
-    std: float
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
 
     def to(self, device: torch.device | str) -> DataSplits:
         """Return the same splits with every tensor on ``device``."""
@@ -195,17 +203,19 @@ def load_data(
     calibration: int = 256,
     train_limit: int | None = None,
     test_limit: int | None = None,
+    standard: Standard | None = None,
 ) -> DataSplits:
     """Load a data set, split it and bring it to a network's input shape.
 
     Parameters
     ----------
     name : str
-        ``"digits"`` (ships with scikit-learn), ``"mnist"`` (needs its four files), a name
-        registered with ``register_data``, or a folder with one sub-folder of images a class.
+        ``"digits"`` (ships with scikit-learn), ``"mnist"`` (needs its four files),
+        ``"cifar-subset"`` (needs its archive), a name registered with ``register_data``, or a
+        folder with one sub-folder of images a class.
     root : path-like, optional
-        Where the files of a data set are; for ``"mnist"`` the environment variable
-        ``CAUSALPRUNE_DATA`` is the default.
+        Where the files of a data set are; for ``"mnist"`` and ``"cifar-subset"`` the
+        environment variable ``CAUSALPRUNE_DATA`` is the default.
     input_shape : tuple of int
         Channels, height and width that the network takes.
     calibration : int
@@ -213,6 +223,9 @@ def load_data(
     train_limit, test_limit : int, optional
         Use only so many training (calibration included) and test images, classes in
         proportion.
+    standard : pair of tuple of float, optional
+        Mean and standard deviation per channel that the network's weights were trained with;
+        default: the data set's own.
 
     Returns
     -------
@@ -241,6 +254,8 @@ def load_data(
         raise InvalidArgumentError(f"calibration: expected at least 2, got {calibration}")
     source = data_source(name)
     images = source.load(Path(root) if root is not None else None, input_shape)
+    if standard is not None:
+        images = replace(images, standard=standard)
     return _split(source.name, images, input_shape, calibration, train_limit, test_limit)
 
 
@@ -261,11 +276,11 @@ def _split(
             f"few; expected more than {calibration} (the calibration images) and at least 1"
         )
     train_x, test_x = _fit(train_x, input_shape), _fit(test_x, input_shape)
-    mean, std = float(train_x.mean()), float(train_x.std())
-    if not std > 0:
+    standard = images.standard or ((float(train_x.mean()),), (float(train_x.std()),))
+    if not min(standard[1]) > 0:
         raise DataError(f"data set {label!r}: all training pixels have the same value")
     rest, chosen = stratified_split(train_y, calibration)
-    train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
+    train_x, test_x = _standardised(train_x, standard), _standardised(test_x, standard)
     return DataSplits(
         name=label,
         train=(train_x[rest], train_y[rest]),
@@ -273,9 +288,20 @@ def _split(
         test=(test_x, test_y),
         classes=images.classes,
         split=f"{label}-test-{len(test_y)}-{_digest(test_x, test_y)}",
-        mean=mean,
-        std=std,
+        mean=_one_or_all(standard[0]),
+        std=_one_or_all(standard[1]),
     )
+
+
+def _standardised(images: Tensor, standard: Standard) -> Tensor:
+    mean, std = (torch.tensor(values)[:, None, None] for values in standard)
+    if len(mean) not in (1, images.shape[1]):  # grey images of a network for colour, or reversed
+        mean, std = mean.mean(), std.mean()
+    return (images - mean) / std
+
+
+def _one_or_all(values: tuple[float, ...]) -> float | tuple[float, ...]:
+    return values[0] if len(values) == 1 else values
 
 
 def _fit(images: Tensor, shape: Shape) -> Tensor:
@@ -311,6 +337,11 @@ def _digits(root: Path | None, input_shape: Shape) -> ImageSet:
     train, test = stratified_split(labels, 450)
     classes = tuple(str(digit) for digit in range(10))
     return ImageSet(images[train], labels[train], images[test], labels[test], classes)
+
+
+@register_data("cifar-subset", epochs=20, retrain_epochs=5)
+def _cifar_subset(root: Path | None, input_shape: Shape) -> ImageSet:
+    return read_cifar_subset(root)
 
 
 _MNIST_FILES: Mapping[str, tuple[str, str]] = {

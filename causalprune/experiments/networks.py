@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from causalprune.errors import InvalidArgumentError, UnknownNameError
+from causalprune.experiments.cifar_resnets import CIFAR_DEPTHS, cifar_resnet
 
 __all__ = [
     "NetworkSpec",
@@ -267,6 +268,17 @@ def debbi(in_channels: int = 1, n_classes: int = 10) -> nn.Module:
         "fc2": nn.Linear(500, n_classes),
     }
     return _named(layers)
+
+
+def _register_cifar_resnets() -> None:
+    def builder(depth: int) -> Builder:
+        return lambda in_channels, n_classes: cifar_resnet(depth, in_channels, n_classes)
+
+    for depth in CIFAR_DEPTHS:
+        register_network(f"resnet{depth}", input_shape=(3, 32, 32))(builder(depth))
+
+
+_register_cifar_resnets()
 
 
 def _named(layers: dict[str, nn.Module]) -> nn.Module:

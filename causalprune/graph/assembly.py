@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from causalprune.graph.flow import Labels, Producer, Walk
-from causalprune.graph.units import Consumer, Owned, Span, UnitGroup
+from causalprune.graph.flow import Labels, Producer, Reading, Walk
+from causalprune.graph.heads import tells_heads, why_sizes_stay
+from causalprune.graph.units import Consumer, Owned, Span, UnitGroup, widths_in
 
 __all__ = ["Partition", "groups_of", "partition", "spans_of"]
 
 CONSUMING = ("conv", "linear", "attention")
-PARTIAL = "an addition couples only some channels of its layers"
+WHOLE = "all its channels can only go together"
 OWN_BRANCH = (
     "cut on its own branch; to remove it for good, all that it is coupled to would have to go"
 )
@@ -141,8 +142,9 @@ def groups_of(
     """
     parts = partition(walk)
     refusals = first_reasons(parts, walk.refusals)
-    surgeries = first_reasons(parts, walk.surgeries)
-    owned, consumers = _readings_by_group(walk, parts)
+    surgeries = first_reasons(parts, [*_unmet(walk, parts), *walk.surgeries])
+    owned, consumers = _readings_by_group(walk.readings, parts)
+    owned_in_training, consumers_in_training = _readings_by_group(walk.in_training, parts)
     groups: list[UnitGroup] = []
     refused: dict[str, str] = {}
     for g, producers in enumerate(parts.producers):
@@ -153,24 +155,53 @@ def groups_of(
             depthwise = [item.layer for _, item in owned.get(g, []) if item.role == "depthwise"]
             refused.update(dict.fromkeys([*(p.layer for p in producers), *depthwise], reason))
             continue
+        attention = [item.layer for _, item in owned.get(g, []) if item.role == "heads"]
         surgery = surgeries.get(g, "") if cut is None else OWN_BRANCH
-        if not surgery and any(p.n_units != parts.n_units[g] for p in producers):
-            surgery = PARTIAL
         made = [
             (p.order, Owned(p.layer, "producer", spans_of(parts.unit[p.atoms]))) for p in producers
         ]
         belongs = sorted([*made, *owned.get(g, [])], key=lambda item: item[0])
+        training = [
+            *(item for _, item in owned_in_training.get(g, [])),
+            *consumers_in_training.get(g, []),
+        ]
+        if attention and not surgery:
+            items = [item for _, item in belongs]
+            surgery = why_sizes_stay(walk, attention[0], parts.n_units[g], items, read)
+        if not surgery and not (attention and parts.n_units[g] == 1):
+            surgery = _bound_together([item for _, item in belongs], parts.n_units[g])
         groups.append(
             UnitGroup(
-                name=producers[0].layer,
-                kind=_kind(producers),
+                name=attention[0] if attention else producers[0].layer,
+                kind="head" if attention else _kind(producers),
                 n_units=parts.n_units[g],
                 owned=tuple(item for _, item in belongs),
                 consumers=tuple(read),
                 surgery=surgery,
+                training=tuple(training),
             )
         )
     return tuple(groups), refused
+
+
+def _unmet(walk: Walk, parts: Partition) -> list[tuple[Labels, str]]:
+    """Reasons against surgery that hold for the units, not only for the atoms they consist of."""
+    first = np.concatenate([[0], np.cumsum(parts.n_units)])[parts.group] + parts.unit
+    heads = {r.layer: first[r.places] for r in walk.readings if r.role == "heads"}
+    found = []
+    for labels, reason, unless, told in walk.conditions:
+        units = np.where(labels >= 0, first[labels], -1)
+        attends = told is not None and bool(np.isin(units, heads.get(told[0], [])).all())
+        follows = told is not None and attends and tells_heads(walk.modules[told[0]], told[1])
+        if not follows and not unless(units):
+            found.append((np.unique(labels[labels >= 0]), reason))
+    return found
+
+
+def _bound_together(owned: list[Owned], n_units: int) -> str:
+    """Why single units cannot go for good, or ``""``."""
+    widths = [widths_in(item.spans, n_units) for item in owned]
+    return WHOLE if n_units == 1 and any(width[0] > 1 for width in widths) else ""
 
 
 def _kind(producers: tuple[Producer, ...]) -> str:
@@ -179,11 +210,11 @@ def _kind(producers: tuple[Producer, ...]) -> str:
 
 
 def _readings_by_group(
-    walk: Walk, parts: Partition
+    readings: Sequence[Reading], parts: Partition
 ) -> tuple[dict[int, list[tuple[int, Owned]]], dict[int, list[Consumer]]]:
     owned: dict[int, list[tuple[int, Owned]]] = {}
     consumers: dict[int, list[Consumer]] = {}
-    for reading in walk.readings:
+    for reading in readings:
         groups = np.where(reading.places >= 0, parts.group[reading.places], -1)
         for g in np.unique(groups[groups >= 0]).tolist():
             units = np.where(groups == g, parts.unit[reading.places], -1)

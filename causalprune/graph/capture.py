@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+import numpy as np
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
@@ -17,12 +18,13 @@ from causalprune.graph.rules import SEVERAL_INPUTS, overwritten_by, rule_of
 from causalprune.graph.rules_shapes import input_node
 from causalprune.graph.sites import site_of
 from causalprune.graph.trace import exported_in, layers_of, shape_of, trace_shapes
+from causalprune.graph.training import called_in_training, join_training, trace_training
 from causalprune.graph.units import Consumer, ConsumerSite, UnitGraph
 
 __all__ = ["capture"]
 
-_SLICED = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
-_PRODUCING = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+_SLICED = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d)
+_PRODUCING = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
 
 
 def capture(model: nn.Module, example: Tensor, *, units: str = "groups") -> UnitGraph:
@@ -40,7 +42,7 @@ def capture(model: nn.Module, example: Tensor, *, units: str = "groups") -> Unit
     feed the output, are normalised together (layer norm), or meet an operator without a rule. A
     group whose ``surgery`` is not empty has a well defined intervention, but the code of the
     network would not follow if units were removed for good (a channel shuffle, zero channels that
-    are padded to a shortcut, the heads of an attention layer).
+    are padded to a shortcut, the heads of an attention whose weights are read).
 
     Parameters
     ----------
@@ -93,11 +95,33 @@ def capture(model: nn.Module, example: Tensor, *, units: str = "groups") -> Unit
         traced = trace_shapes(model, example)
     except UntraceableModelError as error:
         return capture_by_hooks(model, example, str(error))
+    walk = _walked(traced, model, alone=units == "filters")
+    idle = _idle(traced, walk.modules)
+    if idle:
+        _look_at_training(walk, model, example, idle)
+    return _graph(walk, traced)
+
+
+def _walked(traced: fx.GraphModule, model: nn.Module, *, alone: bool) -> Walk:
     modules = layers_of(traced, model)
-    walk = Walk(modules, _unusable_layers(traced, modules), alone=units == "filters")
+    walk = Walk(modules, _unusable_layers(traced, modules), alone=alone)
     for node in traced.graph.nodes:
         walk.note(node, _step(walk, node), overwritten_by(node))
-    return _graph(walk, traced)
+    return walk
+
+
+def _look_at_training(walk: Walk, model: nn.Module, example: Tensor, idle: list[str]) -> None:
+    """Learn who reads the units in training mode, if that calls layers which eval mode does not."""
+    try:
+        called = called_in_training(model, example, idle)
+        if called:
+            join_training(walk, _walked(trace_training(model, example), model, alone=False))
+    except Exception as error:  # runs and traces the user's forward: anything may come
+        reason = (
+            f"{', '.join(idle)} may read them in training mode, where the network cannot be run on "
+            f"the example, or not be traced: {error}"
+        )
+        walk.not_sliceable(np.arange(walk.n_atoms), reason)
 
 
 def _graph(walk: Walk, traced: fx.GraphModule) -> UnitGraph:
@@ -120,10 +144,12 @@ def _graph(walk: Walk, traced: fx.GraphModule) -> UnitGraph:
     producing = {name for group in groups for name in group.producers}
     refused = {**walk.refused_layers, **refused, **_uncalled(walk, traced, producing)}
     exported = exported_in(traced)
-    return UnitGraph(groups, refused, sites, _all_positions(walk, traced), exported=exported)
+    return UnitGraph(
+        groups, refused, sites, _all_positions(walk, traced), exported=exported, masks=walk.masks
+    )
 
 
-_PASSED = ("norm", "depthwise")
+_PASSED = ("norm", "depthwise", "heads")
 
 
 def _step(walk: Walk, node: fx.Node) -> Flow | None:
@@ -145,7 +171,8 @@ def _step(walk: Walk, node: fx.Node) -> Flow | None:
     rule = rule_of(walk, node)
     carrying = [source for source in node.all_input_nodes if source in walk.flows]
     if rule is None:
-        reason = f"read by {describe(node)}, which has no rule"
+        why = walk.unusable.get(str(node.target)) if node.op == "call_module" else None
+        reason = f"read by {describe(node)}, which {why or 'has no rule'}"
         return walk.mix(node, [walk.flows[source] for source in carrying], reason)
     if rule not in SEVERAL_INPUTS and any(source is not input_node(node) for source in carrying):
         reason = f"{describe(node)} reads several values that carry units"
@@ -157,39 +184,56 @@ def _unusable_layers(traced: fx.GraphModule, modules: dict[str, nn.Module]) -> d
     """Layers whose tensors cannot be sliced on their own, with the reason."""
     calls = Counter(str(n.target) for n in traced.graph.nodes if n.op == "call_module")
     direct = {str(n.target) for n in traced.graph.nodes if n.op == "get_attr"}
-    owners = Counter(
-        id(parameter)
-        for module in modules.values()
-        for parameter in module.parameters(recurse=False)
-    )
+    owners: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
     reasons: dict[str, str] = {}
     for name, module in modules.items():
         if not isinstance(module, _SLICED):
             continue
         own = dict(module.named_parameters(recurse=False))
+        sharing = [other for p in own.values() for other in owners[id(p)] if other != name]
         if calls[name] > 1:
             reasons[name] = f"is called {calls[name]} times"
         elif parametrize.is_parametrized(module) or not set(own) <= {"weight", "bias"}:
             reasons[name] = "is parametrised or masked by another tool"
-        elif any(owners[id(parameter)] > 1 for parameter in own.values()):
-            reasons[name] = "shares its parameters with another layer"
+        elif sharing:
+            reasons[name] = f"shares its parameters with layer {sharing[0]!r}"
         elif calls[name] and any(f"{name}.{parameter}" in direct for parameter in own):
             reasons[name] = "has its parameters read outside of it"
     return reasons
 
 
-def _positions(node: fx.Node, module: nn.Conv2d | nn.Linear) -> int:
-    shape = shape_of(node) or ()
-    return math.prod(shape[2:]) if isinstance(module, nn.Conv2d) else math.prod(shape[1:-1])
+def _positions(node: fx.Node, module: nn.Conv2d | nn.Linear, n_images: int) -> int:
+    # The images need not be the first dimension: tokens may be, or windows of all images.
+    shape = list(shape_of(node) or (0,))
+    del shape[1 if isinstance(module, nn.Conv2d) else -1]
+    return math.prod(shape) // n_images
 
 
 def _all_positions(walk: Walk, traced: fx.GraphModule) -> dict[str, int]:
     positions: dict[str, int] = {}
+    (source,) = (node for node in traced.graph.nodes if node.op == "placeholder")
+    n_images = (shape_of(source) or (1,))[0]
     for node in traced.graph.nodes:
         module = walk.modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            positions[str(node.target)] = _positions(node, module)
+            positions[str(node.target)] = _positions(node, module, n_images)
     return positions
+
+
+def _idle(traced: fx.GraphModule, modules: dict[str, nn.Module]) -> list[str]:
+    """Layers with parameters that the trace neither calls nor reads the parameters of."""
+    used = {str(n.target) for n in traced.graph.nodes if n.op in ("call_module", "get_attr")}
+    idle = []
+    for name, module in modules.items():
+        own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)]
+        above = name.split(".")
+        called = any(".".join(above[: k + 1]) in used for k in range(len(above)))
+        if name and own and not called and used.isdisjoint(own):
+            idle.append(name)
+    return idle
 
 
 def _uncalled(walk: Walk, traced: fx.GraphModule, producing: set[str]) -> dict[str, str]:

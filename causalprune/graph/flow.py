@@ -8,14 +8,16 @@ is then indexing the labels, and coupling two values is a list of pairs of atoms
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
 __all__ = [
+    "Condition",
     "Flow",
     "Labels",
     "Producer",
@@ -30,6 +32,8 @@ __all__ = [
 Labels = NDArray[np.int64]
 Flow = Labels | tuple[Labels | None, ...]
 """Labels of a tensor, or of every tensor of a tuple (``None``: no units)."""
+Condition = Callable[[Labels], bool]
+"""Whether units, given at every place of a value, can be removed for good."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +127,14 @@ class Walk:
         self.constants: set[fx.Node] = set()
         self.producers: list[Producer] = []
         self.readings: list[Reading] = []
+        self.in_training: list[Reading] = []
         self.refused_layers: dict[str, str] = {}
         self.pairs: list[tuple[Labels, Labels]] = []
         self.mixtures: list[tuple[Labels, int]] = []
         self.refusals: list[tuple[Labels, str]] = []
         self.surgeries: list[tuple[Labels, str]] = []
+        self.conditions: list[tuple[Labels, str, Condition, tuple[str, int] | None]] = []
+        self.masks: dict[str, dict[str, torch.dtype]] = {}
         self.n_atoms = 0
 
     def note(self, node: fx.Node, flow: Flow | None, overwritten: fx.Node | None) -> None:
@@ -172,8 +179,22 @@ class Walk:
         """Declare units without a well defined cut; the first reason is kept."""
         self.refusals.append((np.unique(labels[labels >= 0]), reason))
 
-    def not_sliceable(self, labels: Labels, reason: str) -> None:
-        """Declare units that can be intervened on but not removed for good."""
+    def not_sliceable(
+        self,
+        labels: Labels,
+        reason: str,
+        unless: Condition | None = None,
+        told: tuple[str, int] | None = None,
+    ) -> None:
+        """Declare units that can be intervened on but not removed for good.
+
+        Several atoms may turn out to be one unit. `unless` gets the unit at every place of
+        `labels`, when they are known, and tells whether these can be removed after all; so can
+        the heads of the attention module `told`, if it has an attribute for that size.
+        """
+        if unless is not None:
+            self.conditions.append((labels, reason, unless, told))
+            return
         self.surgeries.append((np.unique(labels[labels >= 0]), reason))
 
     def mix(self, node: fx.Node, flows: Sequence[Flow | None], reason: str) -> Flow | None:

@@ -135,7 +135,7 @@ def _computes(node: fx.Node, layer: nn.Module) -> bool:
         return same and layer.padding_mode == "zeros"
     options = {"training": False, "momentum": 0.1, "eps": 1e-5}
     given = {**options, **dict(zip(options, node.args[5:], strict=False)), **node.kwargs}
-    return given["training"] is False and given["eps"] == layer.eps
+    return given["training"] is layer.training and given["eps"] == layer.eps
 
 
 def _pair(value: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from causalprune.errors import InvalidArgumentError
 from causalprune.graph.units import Consumer, UnitGraph, UnitGroup
 
-INTERVENTIONS = ("zero", "mean", "resample")
+INTERVENTIONS = ("zero", "mean", "resample", "predicted")
 """Values that do() can give a unit."""
 
 __all__ = ["INTERVENTIONS", "check_units", "removed", "zero_columns"]
@@ -85,7 +85,8 @@ def removed(
             indices = check_units(group, chosen)
             if not indices:
                 continue
-            for consumer in group.consumers:
+            in_training = (item for item in group.training if isinstance(item, Consumer))
+            for consumer in (*group.consumers, *in_training):
                 module = _submodule(model, consumer.layer)
                 undo.callback(_cut(module, consumer, consumer.columns(indices)))
         yield model

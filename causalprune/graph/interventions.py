@@ -14,7 +14,7 @@ from causalprune.graph.changes import Narrow, carries_on, materialised, updated
 from causalprune.graph.intervene import INTERVENTIONS, check_units
 from causalprune.graph.jobs import ROW_BYTES, Job, batched, jobs_of, part_of, pieces
 from causalprune.graph.plain_run import PlainRun, Rows, joined
-from causalprune.graph.replacement import Removal, Replacement, unit_means
+from causalprune.graph.replacement import Removal, Replacement, unit_means, unit_predictions
 from causalprune.graph.steps import Step
 from causalprune.graph.suffixes import Cut, Suffix, first_input, suffix_of
 from causalprune.graph.units import UnitGraph
@@ -41,8 +41,10 @@ class Interventions:
         One image.
     value : str
         ``"zero"``, ``"mean"`` (of the units over the images given to :meth:`calibrate`; one for
-        each column of a linear layer, one for each channel of a convolution) or ``"resample"``
-        (the unit's value on another of the images that are kept together).
+        each column of a linear layer, one for each channel of a convolution), ``"resample"``
+        (the unit's value on another of the images that are kept together) or ``"predicted"``
+        (the ridge regression, with a constant, of what a consumer reads of the unit on what it
+        reads of the group's other units at the same position, fitted by :meth:`calibrate`).
     max_cache_bytes : int
         Bound on the values of the plain run that are kept. Where those of all images do not fit,
         images are taken in parts (:attr:`images_per_part`), and what was dropped is computed
@@ -53,7 +55,7 @@ class Interventions:
     Raises
     ------
     UnknownNameError
-        If `value` is none of the three.
+        If `value` is none of the four.
     UnsupportedModelError
         If an intervention asks for what the captured graph cannot give.
 
@@ -119,25 +121,40 @@ class Interventions:
             return 1.0
         return self._suffixes[group].macs / self._plain.seen.total_macs
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether :meth:`calibrate` must come before :meth:`observe`."""
+        return self._value in ("mean", "predicted")
+
     def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Take the units' means over all images of `batches` [N, ...]; before ``observe``."""
+        """Take the units' means or regressions over all images of `batches` [N, ...].
+
+        Regressions see every image and position once (tokens and pixels alike), in float64. From
+        few images they fit what they are given too well: see to many more positions than units.
+        """
         if self._plain is None:
             raise UnsupportedModelError(
-                "model: do(unit := mean) needs a network that can be traced and does not "
-                "overwrite tensors that are read elsewhere"
+                f"model: do(unit := {self._value}) needs a network that can be traced and does "
+                "not overwrite tensors that are read elsewhere"
             )
         cuts = [
             (self._graph.sites[consumer.layer].node, Cut(group.name, consumer))
             for group in self._graph.groups
             for consumer in group.consumers
         ]
-        self._replace = Replacement(self._value, unit_means(self._plain, cuts, batches))
+        if self._value == "predicted":
+            groups = {group.name: group for group in self._graph.groups}
+            found = unit_predictions(self._plain, cuts, groups, batches)
+            self._replace = Replacement(self._value, predictions=found)
+        else:
+            means = unit_means(self._plain, cuts, batches)
+            self._replace = Replacement(self._value, means)
         self._plain.keep(self._all_needed())
 
     def observe(self, inputs: Tensor) -> Tensor:
         """Run the network on `inputs` [N, ...] as it is; returns its output [N, K]."""
-        if self._value == "mean" and not self._replace.means:
-            raise InvalidArgumentError("value: do(unit := mean) needs calibrate() first")
+        if self.needs_calibration and not (self._replace.means or self._replace.predictions):
+            raise InvalidArgumentError(f"value: do(unit := {self._value}) needs calibrate() first")
         if self._value == "resample" and len(inputs) < 2:
             raise InvalidArgumentError(
                 "inputs: expected at least two images for do(unit := resample), got 1"
@@ -227,6 +244,11 @@ class Interventions:
     def _remove_on_all(self, removal: Removal) -> Tensor:
         if not removal:
             return self._output.clone()
+        if self._value == "predicted":
+            raise InvalidArgumentError(
+                "value: do(unit := predicted) predicts a unit from the others, so it is for one "
+                "at a time; use remove(), or 'zero', 'mean' or 'resample' for several"
+            )
         if self._plain is None:
             return self._replace.whole_run(self._model, self._graph, self._inputs, removal)
         suffix = self._suffix(list(removal), jointly=True)

@@ -16,7 +16,7 @@ from causalprune.errors import UnsupportedModelError
 from causalprune.graph.steps import Step, steps_of
 from causalprune.graph.suffixes import first_input
 
-__all__ = ["Recorder", "Watcher", "frozen"]
+__all__ = ["Recorder", "Watcher", "frozen", "projected"]
 
 Watcher = Callable[[Tensor], Tensor]
 """Takes a value on its way and returns it, as it is or as a tensor to derive by."""
@@ -107,7 +107,7 @@ class Recorder:
         if watcher is None:
             return step(value_of)
         if _projects(step):
-            return _project(step, value_of, watcher)
+            return projected(step, value_of, watcher)
         source = first_input(step)
         seen = watcher(value_of(source))
         return step(lambda name: seen if name == source else value_of(name))
@@ -127,7 +127,7 @@ def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
-def _project(step: Step, value_of: Callable[[str], Any], watcher: Watcher) -> Any:
+def projected(step: Step, value_of: Callable[[str], Any], watcher: Watcher) -> Any:
     """Attend with the identity as output projection, show the result, and project it by hand.
 
     The projection is linear at every token, so it commutes with whatever the layer does to

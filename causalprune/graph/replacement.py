@@ -17,11 +17,21 @@ from torch.utils.hooks import RemovableHandle
 from causalprune.errors import UnsupportedModelError
 from causalprune.graph.changes import Narrow, columns_of, with_columns
 from causalprune.graph.plain_run import PlainRun, Rows
+from causalprune.graph.predictions import Prediction, PredictionFit, predicted, systems_of
+from causalprune.graph.recording import projected
 from causalprune.graph.steps import Step
 from causalprune.graph.suffixes import Cut, first_input
-from causalprune.graph.units import Consumer, UnitGraph
+from causalprune.graph.units import Consumer, UnitGraph, UnitGroup
 
-__all__ = ["Removal", "Replacement", "mean_key", "unit_means", "without_heads"]
+__all__ = [
+    "Removal",
+    "Replacement",
+    "mean_key",
+    "prediction_key",
+    "unit_means",
+    "unit_predictions",
+    "without_heads",
+]
 
 Removal = Mapping[str, "Sequence[int] | Tensor"]
 """Group name to the units that go, or to which of them go on which row [rows, n_units], bool."""
@@ -32,6 +42,11 @@ def mean_key(cut: Cut) -> str:
     return f"{cut.consumer.layer}:{cut.consumer.kind}"
 
 
+def prediction_key(cut: Cut) -> str:
+    """Key of a cut in the mapping of predictions: one for each group that a consumer reads."""
+    return f"{mean_key(cut)}:{cut.group}"
+
+
 @dataclass(frozen=True)
 class Replacement:
     """The value that do() gives a unit.
@@ -39,14 +54,18 @@ class Replacement:
     Attributes
     ----------
     value : str
-        ``"zero"``, ``"mean"`` or ``"resample"``.
+        ``"zero"``, ``"mean"``, ``"resample"`` or ``"predicted"``.
     means : Mapping of str to Tensor
         :func:`mean_key` of a cut to the mean of every column [columns] there; for attention
         [n_units, E], what a head's mean gives to the layer's output.
+    predictions : Mapping of str to tuple of Prediction
+        :func:`prediction_key` of a cut to how its units follow from the others; for one unit at
+        a time.
     """
 
     value: str
     means: Mapping[str, Tensor] = field(default_factory=dict)
+    predictions: Mapping[str, tuple[Prediction, ...]] = field(default_factory=dict)
 
     def narrow(
         self, plain: PlainRun, source: str, cut: Cut, removal: Removal, rows: Rows
@@ -59,7 +78,10 @@ class Replacement:
         axis = old.ndim + cut.consumer.axis
         shape = list(old.shape) if rows.index is None else [rows.n, *old.shape[1:]]
         shape[axis] = len(columns)
-        new = self._new(old, cut, columns, shape, lambda: plain.donated(source, rows))
+        if self.value == "predicted":
+            new = self._predicted(plain.value(source, rows), cut, units)
+        else:
+            new = self._new(old, cut, columns, shape, lambda: plain.donated(source, rows))
         return Narrow(source, axis, columns, new)
 
     def in_value(
@@ -89,10 +111,20 @@ class Replacement:
         columns = cut.consumer.columns(removed).to(value.device)
         if self.value == "zero":
             return value.index_fill(axis, columns, 0.0)
+        if self.value == "predicted":
+            return with_columns(value, axis, columns, self._predicted(value, cut, removed))
         shape = list(value.shape)
         shape[axis] = len(columns)
         new = self._new(value, cut, columns, shape, donated)
         return with_columns(value, axis, columns, new)
+
+    def _predicted(self, value: Tensor, cut: Cut, units: Sequence[int]) -> Tensor:
+        """Return what `units` are predicted to be from the others in `value`, each alone."""
+        axis = value.ndim + cut.consumer.axis
+        known = self.predictions[prediction_key(cut)]
+        found = [predicted(known, value, axis, unit) for unit in units]
+        parts = [part for part in found if part is not None]
+        return torch.cat(parts, axis) if parts else value.narrow(axis, 0, 0)
 
     def _new(
         self,
@@ -127,8 +159,13 @@ class Replacement:
         """Value of an attention layer in which heads have been replaced.
 
         The layer's output is linear in its heads: what one of them gives to it is found by
-        running the layer with the head's columns of the output projection at zero.
+        running the layer with the head's columns of the output projection at zero. A predicted
+        head is replaced in what the projection reads.
         """
+        if self.value == "predicted":
+            (cut,) = cuts  # one unit at a time
+            patched = functools.partial(self._in_heads, cut, removal[cut.group])
+            return projected(step, value_of, patched)
         output: Any = None
         for cut in cuts:
             removed = removal[cut.group]
@@ -152,6 +189,9 @@ class Replacement:
                 total = total + on * change
             output = _with_first(whole, total)
         return output
+
+    def _in_heads(self, cut: Cut, removed: Sequence[int] | Tensor, value: Tensor) -> Tensor:
+        return self.in_value(value, cut, removed, lambda: value)
 
     def _given_instead(
         self, plain: PlainRun, step: Step, cut: Cut, unit: int, rows: Rows
@@ -207,27 +247,81 @@ def unit_means(
     """
     # Groups that a concatenation joins are cut in one value: its means are taken once.
     cuts = list({(name, mean_key(cut)): (name, cut) for name, cut in cuts}.values())
-    steps = {step.name: step for step in plain.steps}
-    read = {name: (name, *steps[name].inputs) for name, _ in cuts}
-    plain.keep(frozenset(itertools.chain.from_iterable(read.values())))
     totals: dict[str, Tensor] = {}
     n_images = 0
-    for inputs in batches:
-        for part in torch.split(inputs, min(len(inputs), plain.images_per_part)):
-            plain.run(part)
-            plain.bring(0, len(part), frozenset(itertools.chain.from_iterable(read.values())))
-            n_images += len(part)
-            for name, cut in cuts:
-                found = _column_means(plain, steps[name], cut, Rows(None, len(part)))
-                key = mean_key(cut)
-                totals[key] = totals.get(key, torch.zeros_like(found)) + found * len(part)
+    for n_part, read in _plain_values(plain, cuts, batches):
+        n_images += n_part
+        for step, cut, value_of in read:
+            found = _column_means(step, cut, value_of)
+            key = mean_key(cut)
+            totals[key] = totals.get(key, torch.zeros_like(found)) + found * n_part
     return {key: total / n_images for key, total in totals.items()}
 
 
-def _column_means(plain: PlainRun, step: Step, cut: Cut, rows: Rows) -> Tensor:
-    def value_of(name: str) -> Any:
-        return plain.value(name, rows)
+def unit_predictions(
+    plain: PlainRun,
+    cuts: Sequence[tuple[str, Cut]],
+    groups: Mapping[str, UnitGroup],
+    batches: Iterable[Tensor],
+) -> dict[str, tuple[Prediction, ...]]:
+    """Regress every unit on the others of its group; see ``Replacement.predictions``.
 
+    Parameters
+    ----------
+    plain : PlainRun
+    cuts : sequence of (str, Cut)
+        Step name and cut.
+    groups : Mapping of str to UnitGroup
+    batches : iterable of Tensor [N, ...]
+    """
+    fits = {
+        prediction_key(cut): [
+            PredictionFit(*system) for system in systems_of(groups[cut.group], cut.consumer)
+        ]
+        for _, cut in cuts
+    }
+    for _, read in _plain_values(plain, cuts, batches):
+        for step, cut, value_of in read:
+            value = _value_at(step, cut, value_of)
+            for fit in fits[prediction_key(cut)]:
+                fit.add(value, value.ndim + cut.consumer.axis)
+    return {key: tuple(fit.solve() for fit in found) for key, found in fits.items()}
+
+
+Reading = tuple[Step, Cut, Callable[[str], Any]]
+
+
+def _plain_values(
+    plain: PlainRun, cuts: Sequence[tuple[str, Cut]], batches: Iterable[Tensor]
+) -> Iterator[tuple[int, list[Reading]]]:
+    """Run all images; yields of every part its number of images and how to look at each cut."""
+    steps = {step.name: step for step in plain.steps}
+    read = frozenset(itertools.chain.from_iterable((n, *steps[n].inputs) for n, _ in cuts))
+    plain.keep(read)
+    for inputs in batches:
+        for part in torch.split(inputs, min(len(inputs), plain.images_per_part)):
+            plain.run(part)
+            plain.bring(0, len(part), read)
+            value_of = functools.partial(plain.value, rows=Rows(None, len(part)))
+            yield len(part), [(steps[name], cut, value_of) for name, cut in cuts]
+
+
+def _value_at(step: Step, cut: Cut, value_of: Callable[[str], Any]) -> Tensor:
+    """Return the value in which the cut replaces units; for heads, what the projection reads."""
+    if cut.consumer.kind != "attention":
+        value: Tensor = value_of(step.name if cut.consumer.at_output else first_input(step))
+        return value
+    seen: list[Tensor] = []
+
+    def watch(heads: Tensor) -> Tensor:
+        seen.append(heads)
+        return heads
+
+    projected(step, value_of, watch)
+    return seen[0]
+
+
+def _column_means(step: Step, cut: Cut, value_of: Callable[[str], Any]) -> Tensor:
     if cut.consumer.kind == "attention":
         heads = range(max(span.unit + span.n_units for span in cut.consumer.spans))
         output = _first(value_of(step.name))
@@ -240,8 +334,7 @@ def _column_means(plain: PlainRun, step: Step, cut: Cut, rows: Rows) -> Tensor:
                 for head in heads
             ]
         )
-    value = value_of(step.name if cut.consumer.at_output else first_input(step))
-    columns: Tensor = value.double().movedim(cut.consumer.axis, -1)
+    columns = _value_at(step, cut, value_of).double().movedim(cut.consumer.axis, -1)
     return columns.flatten(0, -2).mean(0)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from torch import fx, nn
 
 from causalprune.graph import rules_arithmetic as arithmetic
+from causalprune.graph import rules_attention as attention
 from causalprune.graph import rules_joins as joins
 from causalprune.graph import rules_layers as layers
 from causalprune.graph import rules_shapes as shapes
@@ -55,7 +56,7 @@ MODULE_RULES: dict[type[nn.Module], Rule] = {
     nn.PReLU: layers.prelu,
     nn.MultiheadAttention: layers.multihead_attention,
     nn.Flatten: shapes.flatten,
-    nn.Unflatten: shapes.flatten,
+    nn.Unflatten: shapes.unflatten,
     nn.ZeroPad2d: joins.pad,
     nn.ConstantPad2d: joins.pad,
     nn.Softmax: arithmetic.along_dimension,
@@ -82,17 +83,20 @@ _POOLING = (
 FUNCTION_RULES_BY_NAME: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, shapes.pass_on),
     **dict.fromkeys(_POOLING, arithmetic.pool),
-    **dict.fromkeys(("add", "iadd", "sub", "isub"), arithmetic.add),
+    **dict.fromkeys(
+        ("add", "iadd", "sub", "isub", "maximum", "minimum", "fmax", "fmin"), arithmetic.add
+    ),
     **dict.fromkeys(("mul", "imul", "multiply", "truediv", "itruediv", "div"), arithmetic.multiply),
     **dict.fromkeys(("mean", "sum", "amax", "amin"), arithmetic.reduce),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum"),
                     arithmetic.along_dimension),
     "layer_norm": arithmetic.layer_norm,
     "flatten": shapes.flatten,
-    "unflatten": shapes.flatten,
+    "unflatten": shapes.unflatten,
     "unsqueeze": shapes.unsqueeze,
     "squeeze": shapes.squeeze,
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), shapes.view),
+    **dict.fromkeys(("view_as", "reshape_as"), shapes.reshape_as),
     **dict.fromkeys(("permute",), shapes.permute),
     **dict.fromkeys(("transpose", "swapaxes", "swapdims", "t"), shapes.transpose),
     "roll": shapes.roll,
@@ -104,13 +108,18 @@ FUNCTION_RULES_BY_NAME: dict[str, Rule] = {
     "stack": joins.stack,
     **dict.fromkeys(("pad", "constant_pad_nd"), joins.pad),
     "expand": joins.expand,
+    "scaled_dot_product_attention": attention.scaled_dot_product_attention,
+    **dict.fromkeys(("matmul", "bmm"), attention.matmul),
+    "masked_fill": attention.masked_fill,
     "shifted_window_attention": layers.shifted_window_attention,
     "_patch_merging_pad": joins.patch_merging,
 }  # fmt: skip
 """Rules of functions and tensor methods, by the name of the operator (``relu_`` is ``relu``)."""
 
 SEVERAL_INPUTS: tuple[Rule, ...] = (
-    arithmetic.add, arithmetic.multiply, joins.cat, joins.stack, layers.multihead_attention,
+    arithmetic.add, arithmetic.multiply, joins.cat, joins.stack, shapes.reshape_as,
+    layers.multihead_attention,
+    attention.scaled_dot_product_attention, attention.matmul,
 )  # fmt: skip
 """Rules that look at every input; all others expect units in the first one only."""
 

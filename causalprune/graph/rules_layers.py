@@ -8,6 +8,7 @@ import numpy as np
 from torch import fx, nn
 
 from causalprune.graph.flow import Flow, Labels, Walk, describe, labels_of, varies
+from causalprune.graph.heads import masks_of, why_heads_stay
 from causalprune.graph.rules_arithmetic import normalised_together
 from causalprune.graph.rules_shapes import argument, input_labels, input_node, pass_on
 from causalprune.graph.trace import shape_of
@@ -88,6 +89,8 @@ def conv2d(walk: Walk, node: fx.Node) -> Flow | None:
     depthwise = conv.groups == conv.in_channels == conv.out_channels > 1
     if depthwise and not walk.alone:
         return _depthwise(walk, node, name)
+    if conv.groups > 1 and not walk.alone:
+        return _grouped(walk, node, name, conv)
     _consume(walk, node, name, "conv", 1, "channels")
     atoms = walk.produce(node, name, "filter", conv.out_channels)
     if conv.groups > 1:
@@ -95,6 +98,30 @@ def conv2d(walk: Walk, node: fx.Node) -> Flow | None:
         walk.not_sliceable(atoms, reason)
         for labels in labels_of(input_labels(walk, node)):
             walk.not_sliceable(labels, reason)
+    return _along(atoms, 4, 1)
+
+
+def _grouped(walk: Walk, node: fx.Node, name: str, conv: nn.Conv2d) -> Flow | None:
+    """Couple what a grouped convolution reads and makes: a unit is a whole group of it."""
+    atoms = walk.produce(node, name, "filter", conv.out_channels)
+    made = atoms.reshape(conv.groups, -1)
+    labels = input_labels(walk, node)
+    reads = np.full(conv.in_channels, -1)
+    if labels is not None:
+        walk.pairs.append((made[:, 1:].ravel(), np.repeat(made[:, 0], made.shape[1] - 1)))
+        columns = None if varies(labels, 0) else _columns(walk, node, labels, 1)
+        if columns is None or name in walk.unusable:
+            why = _fits(walk, name) or f"{describe(node)} does not read the units as its channels"
+            walk.mix(node, [labels], why)
+        else:
+            reads = columns
+    of_group = np.repeat(made[:, 0], conv.in_channels // conv.groups)
+    walk.pairs.append((reads[reads >= 0], of_group[reads >= 0]))
+    if (reads < 0).any():
+        walk.not_sliceable(
+            of_group[reads < 0],
+            f"{describe(node)} is a grouped convolution of channels that carry no units",
+        )
     return _along(atoms, 4, 1)
 
 
@@ -166,10 +193,11 @@ def prelu(walk: Walk, node: fx.Node) -> Flow | None:
 # --- attention -----------------------------------------------------------------------------------
 
 
-def _heads(walk: Walk, node: fx.Node, name: str, n_heads: int, width: int) -> None:
+def _heads(walk: Walk, node: fx.Node, name: str, n_heads: int, width: int, stays: str) -> None:
     """Open the heads of an attention layer, which its own output projection consumes."""
     atoms = walk.produce(node, name, "head", n_heads)
-    walk.not_sliceable(atoms, f"{name!r} has no form with fewer heads of the same width")
+    if stays:
+        walk.not_sliceable(atoms, stays)
     walk.read(node, name, "attention", np.repeat(atoms, width // n_heads))
 
 
@@ -178,11 +206,10 @@ def multihead_attention(walk: Walk, node: fx.Node) -> Flow | None:
     name = str(node.target)
     layer = walk.modules[name]
     assert isinstance(layer, nn.MultiheadAttention)
-    given = [node.args[k] if len(node.args) > k else node.kwargs.get(key)
-             for k, key in enumerate(("query", "key", "value"))]  # fmt: skip
-    flows = [walk.flows.get(x) for x in given if isinstance(x, fx.Node)]
+    flows = [walk.flows.get(source) for source in node.all_input_nodes]
     walk.mix(node, flows, f"read by the input projection of attention {name!r}")
-    _heads(walk, node, name, layer.num_heads, layer.embed_dim)
+    _heads(walk, node, name, layer.num_heads, layer.embed_dim, why_heads_stay(walk, node, layer))
+    walk.masks[name] = masks_of(node)
     meta: Any = node.meta.get("tensor_meta")
     n_dims = len(meta[0].shape)
     atoms = walk.produce(node, f"{name}.out_proj", "hidden", layer.embed_dim)
@@ -202,7 +229,8 @@ def shifted_window_attention(walk: Walk, node: fx.Node) -> Flow | None:
     walk.mix(node, [labels], f"read by the input projection of attention {name!r}")
     layer = walk.modules[f"{name}.proj"]
     assert isinstance(layer, nn.Linear)
-    _heads(walk, node, name, n_heads, layer.in_features)
+    stays = f"{name!r} computes the width of its heads from their number"
+    _heads(walk, node, name, n_heads, layer.in_features, stays)
     walk.refused_layers[f"{name}.qkv"] = f"makes the queries, keys and values of {name!r}"
     out = walk.produce(node, f"{name}.proj", "hidden", layer.out_features)
     walk.not_sliceable(out, f"attention {name!r} has one embedding width for input and output")

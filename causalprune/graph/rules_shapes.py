@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import fx
 
-from causalprune.graph.flow import Flow, Labels, Walk, compressed, describe, varies
+from causalprune.graph.flow import Condition, Flow, Labels, Walk, compressed, describe, varies
+from causalprune.graph.functional import innermost
 from causalprune.graph.trace import shape_of
 
 __all__ = [
@@ -23,11 +25,13 @@ __all__ = [
     "numbers",
     "pass_on",
     "permute",
+    "reshape_as",
     "roll",
     "select",
     "slice_dim",
     "squeeze",
     "transpose",
+    "unflatten",
     "unsqueeze",
     "view",
 ]
@@ -138,25 +142,59 @@ def flatten(walk: Walk, node: fx.Node) -> Flow | None:
     split = [dim for dim in range(found.ndim) if varies(found, dim)]
     if len(split) > 1:
         walk.not_sliceable(
-            labels, f"{describe(node)} from {before} to {after} spreads them over dimensions"
+            found,
+            f"{describe(node)} from {before} to {after} spreads them over dimensions",
+            lambda units: sum(varies(compressed(units), dim) for dim in split) < 2,
         )
     return found
 
 
 def view(walk: Walk, node: fx.Node) -> Flow | None:
     """Reshape with given sizes; a constant for the units' dimension forbids surgery."""
-    found = flatten(walk, node)
+    return _with_sizes(walk, node, flatten(walk, node), numbers(node, 1, ("shape", "size")))
+
+
+def unflatten(walk: Walk, node: fx.Node) -> Flow | None:
+    """Split one dimension into several of given sizes."""
+    labels, dim = input_labels(walk, node), argument(node, 1, "dim")
+    sizes = argument(node, 2, "sizes", ())
+    if node.op == "call_module":
+        layer: Any = walk.modules[str(node.target)]
+        dim, sizes = layer.dim, layer.unflattened_size
+    if labels is None or not isinstance(dim, int) or not isinstance(sizes, (tuple, list)):
+        return flatten(walk, node)
+    return _with_sizes(walk, node, flatten(walk, node), [None] * (dim % labels.ndim) + [*sizes])
+
+
+def _with_sizes(walk: Walk, node: fx.Node, found: Flow | None, sizes: list[Any]) -> Flow | None:
+    """Look for constants among the `sizes` of a value, from its first dimension on."""
     if not isinstance(found, np.ndarray):
         return found
-    sizes = numbers(node, 1, ("shape", "size"))
-    for dim in range(found.ndim):
-        fixed = sizes[dim] if dim < len(sizes) else None
+    for dim, fixed in zip(range(found.ndim), sizes, strict=False):
         if varies(found, dim) and isinstance(fixed, int) and fixed != -1:
             walk.not_sliceable(
                 found,
                 f"{describe(node)} fixes the number of features to the constant {fixed}; "
                 "write torch.flatten(x, 1)",
+                partial(_is_one_unit_along, dim),
+                (innermost(node), fixed),
             )
+    return found
+
+
+def _is_one_unit_along(dim: int, units: Labels) -> bool:
+    """Whether all places along a dimension belong to the same unit, or the same units."""
+    return not varies(compressed(units), dim)
+
+
+def reshape_as(walk: Walk, node: fx.Node) -> Flow | None:
+    """Reshape to the sizes of another value; they follow if that carries the same units."""
+    found, other = flatten(walk, node), argument(node, 1, "other")
+    like = walk.flows.get(other) if isinstance(other, fx.Node) else None
+    if isinstance(found, np.ndarray) and not (
+        isinstance(like, np.ndarray) and np.array_equal(found, like)
+    ):
+        walk.not_sliceable(found, f"{describe(node)} takes its sizes from another value")
     return found
 
 
@@ -234,10 +272,33 @@ def _taken(walk: Walk, node: fx.Node, labels: Labels, index: list[Any]) -> Flow 
                 range(labels.shape[dim])
             )
             if not whole:
-                walk.not_sliceable(labels, f"{describe(node)} takes fixed places of them")
+                walk.not_sliceable(
+                    labels,
+                    f"{describe(node)} takes fixed places of them",
+                    partial(_is_one_unit_along, dim),
+                )
             places.append(entry)
         dim += 1
     return compressed(labels[tuple(places)])
+
+
+def _evenly(
+    node: fx.Node, name: str, dim: int, parts: Sequence[Sequence[int]]
+) -> Condition | None:
+    """Condition under which parts whose size follows from the value stay the parts they are."""
+    size = None if name in ("chunk", "tensor_split") else argument(node, 1, "split_size_or_sections")
+    if name != "chunk" and not isinstance(size, fx.Node):
+        return None
+
+    def condition(units: Labels) -> bool:
+        """Whether every unit has equally many places in all parts."""
+        if len({part[dim] for part in parts}) > 1:
+            return False
+        along = np.moveaxis(units, dim, 0).reshape(units.shape[dim], -1)
+        sorted_parts = np.sort(np.split(along, len(parts)), axis=1)
+        return bool((sorted_parts == sorted_parts[:1]).all())
+
+    return condition
 
 
 def getitem(walk: Walk, node: fx.Node) -> Flow | None:
@@ -292,7 +353,11 @@ def chunk(walk: Walk, node: fx.Node) -> Flow | None:
     dim = argument(node, 1 if name == "unbind" else 2, "dim", 0) % labels.ndim
     if not varies(labels, dim):
         return (labels,) * len(parts) if name != "unbind" else (labels.squeeze(dim),) * len(parts)
-    walk.not_sliceable(labels, f"{describe(node)} divides them into parts of its own")
+    walk.not_sliceable(
+        labels,
+        f"{describe(node)} divides them into parts of its own",
+        partial(_is_one_unit_along, dim) if name == "unbind" else _evenly(node, name, dim, parts),
+    )
     if name == "unbind":
         return tuple(labels[(slice(None),) * dim + (place,)] for place in range(before[dim]))
     ends = np.cumsum([part[dim] for part in parts])

@@ -28,8 +28,11 @@ __all__ = [
     "layers_of",
     "run_once",
     "shape_of",
+    "shapes_of",
+    "symbolic",
     "trace",
     "trace_shapes",
+    "untouched",
 ]
 
 _EXPORTED = "exported"
@@ -99,7 +102,7 @@ def trace(
         return _bound(exported, model)
     with evaluating(model):
         try:
-            return _symbolic(model)
+            return symbolic(model)
         except Exception as error:  # tracing runs the user's forward: anything may come
             raise UntraceableModelError(
                 f"model: torch.fx cannot trace {type(model).__name__}"
@@ -125,11 +128,11 @@ def trace_shapes(
     failures: list[Exception] = []
     with evaluating(model), torch.no_grad():
         # One image is enough for torch.fx; torch.export takes a size of one for a constant.
-        for way, batch in ((_symbolic, example[:1]), (_exported, rows)):
+        for way, batch in ((symbolic, example[:1]), (_exported, rows)):
             try:
                 traced = way(model, batch)
                 found = ShapeProp(traced).propagate(batch)
-                if way is _symbolic:
+                if way is symbolic:
                     _check_same(found, expected)
                 else:
                     _check_batch_sizes(model, traced, rows)
@@ -172,6 +175,12 @@ def run_once(model: nn.Module, example: Tensor) -> Tensor:
     return output
 
 
+def shapes_of(traced: fx.GraphModule, batch: Tensor) -> fx.GraphModule:
+    """Run `traced` on a batch and note the shape of every value on its node; returns `traced`."""
+    ShapeProp(traced).propagate(batch)
+    return traced
+
+
 def exported_in(traced: fx.GraphModule) -> Exported | None:
     """Return what torch.export made, if `traced` comes from there."""
     found: Exported | None = traced.meta.get(_EXPORTED)
@@ -203,20 +212,21 @@ class _OneInput(fx.Tracer):
         return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
 
 
-def _symbolic(model: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
-    with _untouched(model) as made:
+def symbolic(model: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
+    """Trace `model` with torch.fx in the mode it is in; raises whatever that raises."""
+    with untouched(model) as made:
         graph = _OneInput().trace(model)
     return bound(model, graph, as_layers(graph, model), made)
 
 
 def _exported(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    with _untouched(model):
+    with untouched(model):
         exported = export(model, example)
     return _bound(exported, model)
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def untouched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Undo what a traced forward assigns to its modules: proxies and fakes are of no use there.
 
     Tensors that torch.fx leaves on the model, for constants, end up in the dictionary.

@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from causalprune.errors import UnknownNameError
 from causalprune.graph.exported import Exported
 
-__all__ = ["Consumer", "ConsumerSite", "Owned", "Span", "UnitGraph", "UnitGroup", "columns_in"]
+__all__ = [
+    "Consumer",
+    "ConsumerSite",
+    "Owned",
+    "Span",
+    "UnitGraph",
+    "UnitGroup",
+    "columns_in",
+    "widths_in",
+]
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,20 @@ def columns_in(spans: Sequence[Span], units: Sequence[int]) -> Tensor:
         order.append(inside.expand(-1, span.width).flatten())
     # Stable: a unit's own places stay in the order of the spans.
     return torch.cat(places)[torch.cat(order).argsort(stable=True)]
+
+
+def widths_in(spans: Sequence[Span], n_units: int) -> NDArray[np.int64]:
+    """Count the places that each unit occupies: [n_units], int64.
+
+    Examples
+    --------
+    >>> widths_in([Span(0, 2, start=0, stride=2, width=2), Span(1, 1, start=8)], 3).tolist()
+    [2, 3, 0]
+    """
+    widths = np.zeros(n_units, np.int64)
+    for span in spans:
+        widths[span.unit : span.unit + span.n_units] += span.width
+    return widths
 
 
 @dataclass(frozen=True)
@@ -130,9 +155,10 @@ class Owned:
     layer : str
         Dotted name of the module.
     role : str
-        ``"producer"`` (its output channels are units), ``"norm"``, ``"depthwise"``.
+        ``"producer"`` (its output channels are units), ``"norm"``, ``"depthwise"``; ``"heads"``:
+        the module whose code computes the attention, of which only the number of heads is sliced.
     spans : tuple of Span
-        Which of the module's output channels belong to which units.
+        Which of the module's output channels (or heads) belong to which units.
     """
 
     layer: str
@@ -151,7 +177,7 @@ class UnitGroup:
     Attributes
     ----------
     name : str
-        Dotted name of the first producer.
+        Dotted name of the first producer; of heads, that of the attention module.
     kind : str
         ``"filter"`` (convolution), ``"hidden"`` (linear layers only) or ``"head"`` (attention).
     n_units : int
@@ -162,6 +188,9 @@ class UnitGroup:
         Where an intervention on the units takes place.
     surgery : str
         Why the units can be intervened on but not removed for good; ``""`` where they can.
+    training : tuple of Owned or Consumer
+        What belongs to the units or reads them in training mode only (an auxiliary classifier).
+        In eval mode it is not there, so no effect is measured on it; surgery slices it.
     """
 
     name: str
@@ -170,6 +199,7 @@ class UnitGroup:
     owned: tuple[Owned, ...]
     consumers: tuple[Consumer, ...]
     surgery: str = ""
+    training: tuple[Owned | Consumer, ...] = ()
 
     def layers(self, role: str) -> tuple[str, ...]:
         """Names of the owned modules with that role."""
@@ -203,6 +233,9 @@ class UnitGraph:
     exported : Exported or None
         The graph of a network that torch.export had to trace, for
         :func:`causalprune.graph.trace`, because exporting takes seconds.
+    masks : Mapping of str to Mapping of str to torch.dtype
+        Which masks each ``nn.MultiheadAttention`` is called with: ``"key_padding_mask"`` and
+        ``"attn_mask"``.
     """
 
     groups: tuple[UnitGroup, ...]
@@ -212,6 +245,7 @@ class UnitGraph:
     traced: bool = True
     untraced: str = ""
     exported: Exported | None = field(default=None, repr=False, compare=False)
+    masks: Mapping[str, Mapping[str, torch.dtype]] = field(default_factory=dict, repr=False)
 
     @property
     def removable(self) -> tuple[UnitGroup, ...]:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from causalprune.measures.information import info
-from causalprune.measures.latency import Latency, latency_ms, torch_threads
+from causalprune.measures.latency import (
+    Latency,
+    interleaved_latency_ms,
+    latency_ms,
+    torch_threads,
+)
 from causalprune.measures.machine import machine_info
 from causalprune.measures.memory import peak_activation_bytes
 from causalprune.measures.size import count_macs, count_parameters, parameter_bytes
@@ -16,6 +21,7 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "info",
+    "interleaved_latency_ms",
     "latency_ms",
     "machine_info",
     "parameter_bytes",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from causalprune.errors import InvalidArgumentError
 from causalprune.graph import evaluating
 from causalprune.measures.size import require_tensor
 
-__all__ = ["Latency", "latency_ms", "torch_threads"]
+__all__ = ["Latency", "interleaved_latency_ms", "latency_ms", "torch_threads"]
 
 
 @dataclass(frozen=True)
@@ -120,18 +120,69 @@ def latency_ms(
     >>> timing.batch, timing.repeats, timing.q25_ms <= timing.median_ms <= timing.q75_ms
     (8, 3, True)
     """
+    (found,) = interleaved_latency_ms(
+        [model], example, warmup=warmup, repeats=repeats, threads=threads
+    )
+    return found
+
+
+def interleaved_latency_ms(
+    models: Sequence[nn.Module],
+    example: Tensor,
+    *,
+    warmup: int = 5,
+    repeats: int = 30,
+    threads: int | None = None,
+) -> tuple[Latency, ...]:
+    """Time several networks in turns, one pass each, so that a busy spell meets all of them.
+
+    Parameters
+    ----------
+    models : sequence of nn.Module
+        At least one; each gets its mode back.
+    example : Tensor
+        Input ``[N, ...]`` that all of them take, on their device.
+    warmup, repeats, threads
+        As for :func:`latency_ms`, for each network.
+
+    Returns
+    -------
+    tuple of Latency
+        In the order of `models`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        As :func:`latency_ms`, and if there is no network.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> wide, narrow = nn.Linear(512, 4096), nn.Linear(512, 2)
+    >>> before, after = interleaved_latency_ms([wide, narrow], torch.zeros(64, 512), repeats=9)
+    >>> before.batch, after.repeats
+    (64, 9)
+    """
     require_tensor(example)
+    if not models:
+        raise InvalidArgumentError("models: expected at least one network, got none")
     if repeats < 1:
         raise InvalidArgumentError(f"repeats: expected at least 1, got {repeats}")
     if warmup < 0:
         raise InvalidArgumentError(f"warmup: expected at least 0, got {warmup}")
-    with evaluating(model), torch.inference_mode(), torch_threads(threads) as in_force:
+    with ExitStack() as modes, torch.inference_mode(), torch_threads(threads) as in_force:
+        for model in models:
+            modes.enter_context(evaluating(model))
         for _ in range(warmup):
-            model(example)
-        times = [_one_pass_ms(model, example) for _ in range(repeats)]
-    q25, median, q75 = (float(value) for value in np.quantile(times, [0.25, 0.5, 0.75]))
+            for model in models:
+                model(example)
+        rounds = [[_one_pass_ms(model, example) for model in models] for _ in range(repeats)]
     batch = int(example.shape[0]) if example.dim() else 1
-    return Latency(median, q25, q75, repeats, batch, in_force)
+    quartiles = np.quantile(rounds, [0.25, 0.5, 0.75], axis=0).T
+    return tuple(
+        Latency(float(median), float(q25), float(q75), repeats, batch, in_force)
+        for q25, median, q75 in quartiles
+    )
 
 
 def _one_pass_ms(model: nn.Module, example: Tensor) -> float:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from causalprune.errors import InvalidArgumentError
@@ -89,9 +93,22 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
     6
     """
     require_tensor(example)
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    with evaluating(model), torch.no_grad(), _plain_attention(), counter:
         model(example)
     return int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Compute attention by matrix products: the counter does not see the fused operators."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def require_tensor(example: object) -> None:

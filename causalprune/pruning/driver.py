@@ -1,71 +1,191 @@
-"""Score, plan and apply in one call."""
+"""Score, plan and apply in one call: at once, step by step, or in rounds with retraining."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 
-from causalprune.pruning.selection import check_request, plan
-from causalprune.pruning.surgery import apply
-from causalprune.scoring import score
+from causalprune.errors import (
+    DataError,
+    InvalidArgumentError,
+    TargetNotReachedWarning,
+    UnknownNameError,
+)
+from causalprune.pruning.calibration import Images, collect, digest, read_once, split
+from causalprune.pruning.checkpoints import described, weights_digest
+from causalprune.pruning.compensation import check_compensation
+from causalprune.pruning.iterative import iterate
+from causalprune.pruning.plans import Plan
+from causalprune.pruning.progressive import progress as progress_steps
+from causalprune.pruning.retraining import Retraining
+from causalprune.pruning.run import Request, begin
+from causalprune.pruning.schedules import Iterative, Progressive, Schedule, resolve_schedule
+from causalprune.pruning.selection import check_request
+from causalprune.pruning.trace import Step, Trace
+from causalprune.scoring import resolve_method, resolve_outcome
 
 __all__ = ["prune"]
+
+
+@overload
+def prune(
+    model: nn.Module,
+    data: Any,
+    method: str = ...,
+    ratio: float | None = ...,
+    of: str = ...,
+    outcome: str | Callable[..., Tensor] | None = ...,
+    *,
+    return_trace: Literal[False] = ...,
+    **options: Any,
+) -> nn.Module: ...
+
+
+@overload
+def prune(
+    model: nn.Module,
+    data: Any,
+    method: str = ...,
+    ratio: float | None = ...,
+    of: str = ...,
+    outcome: str | Callable[..., Tensor] | None = ...,
+    *,
+    return_trace: Literal[True],
+    **options: Any,
+) -> tuple[nn.Module, Trace]: ...
 
 
 def prune(
     model: nn.Module,
     data: Any,
     method: str = "path",
-    ratio: float = 0.5,
+    ratio: float | None = 0.5,
     of: str = "parameters",
-    outcome: str | Callable[..., Tensor] = "loss",
+    outcome: str | Callable[..., Tensor] | None = None,
     *,
+    schedule: str | Schedule | None = None,
+    budget: float | None = None,
+    intervention: str = "zero",
+    confidence: float = 0.95,
     max_images: int | None = None,
-    scope: str = "global",
+    scope: Any = "global",
+    round_to: int | None = None,
     protect: Iterable[str] = (),
+    compensation: str = "none",
+    ridge: float = 1e-3,
+    refit_layers: str = "consumers",
+    held_out: Any = None,
+    retrain: Retraining | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    on_step: Callable[[Step], Any] | None = None,
+    return_trace: bool = False,
     batch_size: int = 256,
+    max_cache_bytes: int = 2**30,
     seed: int = 0,
     progress: bool = False,
-) -> nn.Module:
+    **options: Any,
+) -> nn.Module | tuple[nn.Module, Trace]:
     """Return a physically smaller copy of a network: score, then plan, then apply.
 
-    One shot, without retraining; `model` is untouched. Use the three steps themselves to look at
-    the scores or the plan in between.
+    ``schedule="one_shot"`` does each once. ``"progressive"`` (C-SWAP's way, and its default)
+    scores the network as it stands, removes a chunk of units, detrimental ones first, reverts it
+    and freezes a layer where held-out accuracy falls too far, and goes on until the target is
+    reached or only critical units are left. ``"iterative"`` prunes in rounds, with retraining
+    after each. `model` is untouched, and the result needs no causalprune.
+
+    The result is that of the arguments alone: a run that was killed goes on from its `checkpoint`
+    to the same network.
 
     Parameters
     ----------
     model : nn.Module
         Takes one tensor [N, ...] and returns logits [N, K].
     data : DataLoader, Dataset, iterable of (inputs, targets), pair of tensors, or Tensor
-        See :func:`causalprune.scoring.score`.
+        See :func:`causalprune.scoring.score`. Read into memory, once, unless one pass over it is
+        all that is needed (one shot, no compensation, no checkpoint).
     method : str
         Scoring method.
     ratio : float
         Fraction of `of` to remove, in [0, 1).
     of : str
-        ``"parameters"``, ``"macs"`` or ``"units"``.
-    outcome : str or callable
-        What the effects are measured on.
+        See :func:`causalprune.pruning.plan`; a progressive run counts anything but
+        ``"latency"``.
+    outcome : str or callable, optional
+        What the effects are measured on. Default: that of :func:`causalprune.scoring.score`.
+    schedule : str or Schedule, optional
+        ``"one_shot"``, ``"progressive"``, ``"iterative"``, or one of
+        :class:`~causalprune.pruning.schedules.Progressive` and
+        :class:`~causalprune.pruning.schedules.Iterative`, whose fields (chunk, guard, tolerance,
+        ...; rounds) may also be given as `options`. Default: ``"progressive"`` for
+        ``method="cswap"``, else ``"one_shot"``.
+    budget, intervention, confidence, max_cache_bytes, seed, progress
+        See :func:`causalprune.scoring.score`. `budget` is for every scoring of the network.
     max_images : int, optional
-        Use the first `max_images` images only.
-    scope : str
-        ``"global"`` or ``"layer"``; see :func:`plan`.
-    protect : iterable of str
-        Layers that keep all units.
-    batch_size, seed, progress
-        See :func:`causalprune.scoring.score`.
+        Use the first `max_images` images of `data` only.
+    scope, round_to, protect
+        See :func:`causalprune.pruning.plan`.
+    compensation : str
+        ``"none"``, ``"mean"`` or ``"refit"``, on `data`; see :func:`causalprune.pruning.apply`.
+        A progressive run compensates for all units taken so far against the original network
+        after every step.
+    ridge, refit_layers
+        Of ``"refit"``; see :func:`causalprune.pruning.apply`.
+    held_out : as `data`, optional
+        Images whose accuracy guards a progressive run, and is noted in the trace. Default: where
+        there is a guard, the last fifth of `data`, on which then nothing is scored. Never give
+        the images that the result will be judged by.
+    retrain : SgdRecipe or callable, optional
+        Trains the network again: after every round of an iterative run, else once at the end. A
+        function takes the network and trains it in place, or returns it; a recipe trains on all
+        of `data`.
+    checkpoint : path-like, optional
+        Folder that keeps the run after every step; see :mod:`causalprune.pruning.checkpoints`. A
+        run that finds its own checkpoint goes on from there (with `retrain`: and sets the random
+        state of torch, numpy and Python to what it was).
+    on_step : callable of (Step) -> Any, optional
+        Called after every step, when its checkpoint is on disk.
+    return_trace : bool
+        Return the :class:`~causalprune.pruning.Trace` of the run as well.
+    batch_size : int
+        Images per batch where the data does not come in batches.
+    **options
+        Options of the method, and fields of the schedule.
 
     Returns
     -------
     nn.Module
-        Of the same classes as `model`; needs no causalprune.
+        Of the same classes as `model`.
+    Trace
+        With ``return_trace=True``.
 
     Raises
     ------
+    InvalidArgumentError, UnknownNameError
+        If an argument is out of range, or an option belongs to neither method nor schedule.
+    DataError
+        If the data is malformed, or labels are missing where they are needed.
+    CheckpointError
+        If a checkpoint cannot be written, or is of another run.
     CausalPruneError
-        Whatever the three steps raise.
+        Whatever else the three steps raise.
+    Exception
+        Whatever `retrain` raises; the checkpoint before it is kept, and a note says where.
+
+    Warns
+    -----
+    TargetNotReachedWarning
+        If less was removed than asked for; says why.
+
+    Notes
+    -----
+    Source of the progressive schedule: Bauvin, Baret and Ahmad (2025), C-SWAP; reconstructed. See
+    :class:`~causalprune.pruning.schedules.Progressive` for its choices.
 
     Examples
     --------
@@ -75,16 +195,206 @@ def prune(
     >>> prune(model, (images, labels), ratio=0.5, of="units")[0].out_features
     5
     """
-    # A bad ratio or scope must not cost the time of scoring first.
+    # A bad ratio or option must not cost the time of scoring first.
     check_request(ratio, of, scope)
-    scores = score(
-        model,
+    check_compensation(compensation, data, ridge, refit_layers)
+    name, chosen, left = resolve_schedule(schedule, method, options)
+    _check_options(method, name, chosen, left)
+    if isinstance(chosen, Progressive):
+        _check_progressive(of, scope)
+    if isinstance(chosen, Iterative) and isinstance(scope, Mapping):
+        raise InvalidArgumentError(
+            "scope: expected 'global' or 'layer' for an iterative run, got a mapping"
+        )
+    scoring: dict[str, Any] = {
+        "method": method,
+        "budget": budget,
+        "intervention": intervention,
+        "confidence": confidence,
+        "batch_size": batch_size,
+        "max_cache_bytes": max_cache_bytes,
+        "seed": seed,
+        "progress": progress,
+        **({} if outcome is None else {"outcome": outcome}),
+        **_race(method, budget, ratio, scope),
+        **left,
+    }
+    guarded = _guarded(chosen, method, held_out)
+    images, held = _images(
         data,
-        method,
-        outcome,
+        held_out,
+        chosen,
+        guarded=guarded,
+        whole=name != "one_shot" or compensation != "none" or checkpoint is not None,
+        needed=resolve_method(method).needs_data or compensation != "none",
         max_images=max_images,
         batch_size=batch_size,
         seed=seed,
-        progress=progress,
     )
-    return apply(model, plan(model, scores, ratio, of, scope=scope, protect=protect))
+    scored = images.data if isinstance(images, Images) else data
+    if not isinstance(images, Images):
+        scoring["max_images"] = max_images
+    planning: dict[str, Any] = {"scope": scope, "protect": _names(protect)}
+    if round_to is not None:
+        planning["round_to"] = round_to
+    applying: dict[str, Any] = {}
+    if compensation != "none":
+        applying = {
+            "compensation": compensation,
+            "data": scored,
+            "batch_size": batch_size,
+            "ridge": ridge,
+            "refit_layers": refit_layers,
+            "max_cache_bytes": max_cache_bytes,
+        }
+    request = Request(
+        ratio=None if ratio is None or isinstance(scope, Mapping) else float(ratio),
+        of=of,
+        scoring=scoring,
+        planning=planning,
+        compensation=applying,
+        retraining=retrain,
+        training_data=scored if read_once(data) else data,
+    )
+    arguments: dict[str, Any] = {}
+    if checkpoint is not None:
+        assert isinstance(images, Images)
+        arguments = _arguments(model, request, name, chosen, images, held)
+
+    def trace(empty: Plan) -> Trace:
+        tolerance = chosen.tolerance if guarded and isinstance(chosen, Progressive) else None
+        measured = "" if outcome is None else resolve_outcome(outcome).name
+        return Trace(method, measured, name, compensation, empty, tolerance)
+
+    run = begin(
+        model,
+        request,
+        scored,
+        held,
+        trace,
+        folder=None if checkpoint is None else Path(checkpoint),
+        arguments=arguments,
+        on_step=on_step,
+    )
+    if isinstance(chosen, Progressive):
+        progress_steps(run, chosen)
+    else:
+        iterate(run, chosen.rounds if isinstance(chosen, Iterative) else 1)
+    _warn_if_short(run.trace)
+    return (run.network, run.trace) if return_trace else run.network
+
+
+def _check_options(
+    method: str, schedule: str, chosen: Schedule, options: Mapping[str, Any]
+) -> None:
+    known = resolve_method(method).options
+    fields = tuple(field.name for field in dataclasses.fields(chosen))
+    for name in options:
+        if name not in known:
+            raise UnknownNameError(
+                f"option of method {method!r} or schedule {schedule!r}", name, {*known, *fields}
+            )
+
+
+def _check_progressive(of: str, scope: object) -> None:
+    if of == "latency":
+        raise InvalidArgumentError(
+            "of: expected 'parameters', 'macs', 'memory' or 'units' for a progressive run, got "
+            "'latency', whose noise is larger than what a step saves"
+        )
+    if scope not in ("global", "layer"):
+        raise InvalidArgumentError(
+            f"scope: expected 'global' or 'layer' for a progressive run, got {scope!r}"
+        )
+
+
+def _race(method: str, budget: float | None, ratio: float | None, scope: object) -> dict[str, Any]:
+    """Tell a race within a budget where the decision lies."""
+    if budget is None or method != "ablation" or ratio is None or not 0 < ratio < 1:
+        return {}
+    return {"ratio": float(ratio), "scope": "layer" if scope == "layer" else "global"}
+
+
+def _guarded(schedule: Schedule, method: str, held_out: Any) -> bool:
+    if not isinstance(schedule, Progressive):
+        return False
+    if schedule.guard is None:
+        return method == "cswap" or held_out is not None
+    return schedule.guard
+
+
+def _images(
+    data: Any,
+    held_out: Any,
+    schedule: Schedule,
+    *,
+    guarded: bool,
+    whole: bool,
+    needed: bool,
+    max_images: int | None,
+    batch_size: int,
+    seed: int,
+) -> tuple[Images | None, Images | None]:
+    """Images to score on, ``None`` where `data` may be read as it is, and those held out."""
+    held = None
+    if held_out is not None:
+        held = collect(held_out, max_images=None, batch_size=batch_size, seed=seed)
+        if held.targets is None:
+            raise DataError("held_out: expected (inputs, targets), got inputs alone")
+    cut = guarded and held is None
+    if not (whole or cut or read_once(data)):
+        return None, held
+    first = max_images if needed or cut or read_once(data) else 1
+    images = collect(data, max_images=first, batch_size=batch_size, seed=seed)
+    if cut:
+        if images.targets is None:
+            raise DataError(
+                "data: expected (inputs, targets), because the guard looks at held-out accuracy, "
+                "got inputs alone; give held_out, or guard=False"
+            )
+        assert isinstance(schedule, Progressive)
+        images, held = split(images, schedule.held_out_fraction)
+    return images, held
+
+
+def _names(protect: Iterable[str]) -> tuple[str, ...]:
+    return (protect,) if isinstance(protect, str) else tuple(protect)
+
+
+def _arguments(
+    model: nn.Module,
+    request: Request,
+    name: str,
+    schedule: Schedule,
+    images: Images,
+    held: Images | None,
+) -> dict[str, Any]:
+    """Everything that the result depends on, as JSON."""
+    compensation = {k: v for k, v in request.compensation.items() if k != "data"}
+    scoring = {k: v for k, v in request.scoring.items() if k != "progress"}
+    return {
+        "network": type(model).__qualname__,
+        "weights": weights_digest(model),
+        "data": digest(images),
+        "held_out": None if held is None else digest(held),
+        "ratio": request.ratio,
+        "of": request.of,
+        "schedule": name,
+        "retrain": described(request.retraining),
+        **described(scoring),
+        **described(dataclasses.asdict(schedule)),
+        **described(request.planning),
+        **described({"compensation": "none", **compensation}),
+    }
+
+
+def _warn_if_short(trace: Trace) -> None:
+    decided = trace.plan
+    asked = "units layer by layer" if decided.ratio is None else f"{decided.ratio:.1%}"
+    if not decided.reached:
+        warnings.warn(
+            f"asked to remove {asked} of {decided.of}, removed "
+            f"{decided.achieved_ratio:.1%}: {trace.stopped}",
+            TargetNotReachedWarning,
+            stacklevel=3,
+        )

@@ -2,61 +2,113 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
-from causalprune.errors import InvalidArgumentError, UnknownNameError, UnsupportedModelError
+from causalprune.errors import InvalidArgumentError, UnsupportedModelError
 from causalprune.graph import UnitGraph, capture
-from causalprune.pruning.footprint import Footprint, Sizes, sizes_of
-from causalprune.pruning.plans import Plan, PlanRow
+from causalprune.measures import Latency
+from causalprune.pruning.examples import example_of
+from causalprune.pruning.footprint import Sizes, sizes_of
+from causalprune.pruning.naming import held_groups, shares_of_groups
+from causalprune.pruning.plans import Plan, PlanRow, with_removal
+from causalprune.pruning.ranking import Course, course_of, importances, ranks_of
+from causalprune.pruning.search import Choice, choose
+from causalprune.pruning.surgery import shrunk_copy
+from causalprune.pruning.targets import (
+    check_request,
+    check_round_to,
+    counted,
+    memory_of,
+    memory_saved,
+    saved_by_units,
+    weighed,
+)
+from causalprune.pruning.timing import (
+    FINAL_REPEATS,
+    Timing,
+    check_timing,
+    compared,
+    time_saved,
+    timed,
+)
 from causalprune.scoring import Scores, fingerprint
 
-__all__ = ["check_request", "example_of", "plan"]
+__all__ = ["check_request", "plan"]
 
-Unit = tuple[str, int]
+Latencies = tuple[Latency, Latency]
+"""Of the whole network, and of what is left."""
+
+MEMORY_SLACK = 0.0025
+MEMORY_PATIENCE = 120
+"""Memory is measured by running the candidate, so that the search is spared the last digits."""
 
 
 def plan(
     model: nn.Module,
     scores: Scores,
-    ratio: float = 0.5,
+    ratio: float | None = 0.5,
     of: str = "parameters",
     *,
     example: Tensor | None = None,
-    scope: str = "global",
+    scope: str | Mapping[str, float] = "global",
     protect: Iterable[str] = (),
+    round_to: int | None = None,
+    latency_batch: int = 1,
+    latency_repeats: int = 15,
+    threads: int | None = None,
 ) -> Plan:
     """Decide which units to remove so that a fraction of the network goes.
 
-    Units are taken in ascending order of their rank until the target is reached; the last one is
-    the unit that comes closest to it. The rank is, for ``scope="global"``, the importance divided
-    by what the unit alone would save of `of` (importances on the scale of an outcome compare
-    across layers), or the plain importance for l1, l2 and random; for ``scope="layer"`` the
-    quantile of the importance within its layer, so that every layer loses about the same fraction
-    of its units. A layer always keeps at least one unit. Units that can be intervened on but not
-    removed for good (attention heads, shuffled channels) stay. Nothing is changed.
+    Units are taken in ascending order of their rank until the target is reached. The rank is, for
+    ``scope="global"``, the importance divided by what the unit alone would save of `of`
+    (importances on the scale of an outcome compare across layers), or the plain importance for
+    l1, l2 and random; for ``scope="layer"`` the quantile of the importance within its group, so
+    that every layer loses about the same fraction of its units. Where the next unit in this order
+    would miss the target by more than 1 % of it, later ones that fit are taken instead, and units
+    of different layers are exchanged, until the target is met; where no such choice meets it, the
+    plan says how close it comes. A layer always keeps at least one unit. Units that can be
+    intervened on but not removed for good stay. Nothing is changed.
 
     Parameters
     ----------
     model : nn.Module
         The network that was scored.
     scores : Scores
-        From :func:`causalprune.scoring.score`.
-    ratio : float
-        Fraction of `of` to remove, in [0, 1).
+        From :func:`causalprune.scoring.score`, with ``units="groups"``.
+    ratio : float or None
+        Fraction of `of` to remove, in [0, 1). Not used where `scope` is a mapping.
     of : str
-        ``"parameters"`` or ``"macs"`` of the whole network, or ``"units"`` of all groups.
+        ``"parameters"`` or ``"macs"`` of the whole network, ``"units"`` of all groups;
+        ``"memory"``: bytes of parameters and buffers and, at its peak, of the activations of one
+        image, from running candidates (:func:`causalprune.measures.peak_activation_bytes`); or
+        ``"latency"``: the median time of a forward pass on this machine, from timing candidates
+        in alternation with the whole network. Kernels prefer some widths to others: latency falls
+        steadily only with a `round_to` such as 8.
     example : Tensor [N, ...], optional
         An input; default: the shape that `scores` remembers.
-    scope : str
-        ``"global"`` or ``"layer"``.
+    scope : str or mapping of str to float
+        ``"global"``, ``"layer"``, or the fraction of its units that each named layer loses, in
+        [0, 1), all others staying whole. ``plan.ratio`` is then ``None``, and
+        ``plan.achieved_ratio`` is what all of it together saves of `of`. Names as in `protect`;
+        the name of a layer goes before a pattern that matches it.
     protect : iterable of str
-        Layers (any producer of a group) that keep all units.
+        Layers that keep all units: names, modules that hold layers, or shell patterns such as
+        ``"layer1.*"``. Where an addition or a gate couples layers, one protected layer holds the
+        units of all of them, and the plan says so.
+    round_to : int, optional
+        Every layer that loses output channels keeps a multiple of this many; layers with no more
+        than that stay whole.
+    latency_batch : int
+        Images in a timed pass.
+    latency_repeats : int
+        Timed passes of a candidate, each next to one of the whole network; the chosen one is
+        timed four times as often.
+    threads : int, optional
+        torch's threads during the timing; by default as they are set.
 
     Returns
     -------
@@ -66,14 +118,16 @@ def plan(
     Raises
     ------
     InvalidArgumentError
-        If an argument is out of range, or `scores` belong to another network.
+        If an argument is out of range, or `scores` belong to another network, lack units, or are
+        not finite.
     UnknownNameError
-        If `protect` names a layer without units.
+        If `protect` or `scope` names no layer.
     UnsupportedModelError
         If the network has no unit that can be removed for good.
 
     Examples
     --------
+    >>> import torch
     >>> from causalprune.scoring import score
     >>> model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))
     >>> decided = plan(model, score(model, torch.zeros(1, 4), "l1"), ratio=0.4, of="units")
@@ -81,66 +135,92 @@ def plan(
     (4, 44)
     """
     check_request(ratio, of, scope)
-    if not isinstance(scores, Scores):
-        raise InvalidArgumentError(f"scores: expected Scores, got {type(scores).__name__}")
-    if scores.fingerprint != fingerprint(model):
-        raise InvalidArgumentError(
-            "scores: expected scores of this network, got scores of one with other parameters"
-        )
+    step = check_round_to(round_to)
+    _check_scores(model, scores)
     image = example_of(model, scores.example_shape, scores.example_dtype, example)
+    timing = check_timing(image, latency_batch, latency_repeats, threads)
     graph = capture(model, image)
     _check_removable(model, graph)
-    importance = _importance(graph, scores)
-    sizes = sizes_of(model, graph, image)
-    ranks = _ranks(importance, sizes, scores, of, scope)
-    order = _removable(graph, ranks, _protected(graph, protect))
-    removed, reached = _closest(order, sizes, float(ratio), of)
-    remove = {
-        g.name: units
-        for g in graph.removable
-        if (units := tuple(sorted(unit for name, unit in removed if name == g.name)))
-    }
-    kept = {g.name: g.n_units - len(remove.get(g.name, ())) for g in graph.removable}
-    after = sizes.footprint(kept)
+    task = _Task(model, graph, sizes_of(model, graph, image), image, of, timing)
+    importance = importances(graph, scores.frame)
+    held = held_groups(graph, protect)
+    named = shares_of_groups(graph, scope, held) if isinstance(scope, Mapping) else None
+    empty = replace(
+        _empty(task, scores, held),
+        ratio=None if named is not None or ratio is None else float(ratio),
+        scope=scope if isinstance(scope, str) else {n: float(s) for n, s in scope.items()},
+        round_to=step,
+    )
+    saved = {name: [1.0] * len(values) for name, values in importance.items()}
+    if scope == "global" and empty.ratio and bool(scores.frame["effect"].notna().any()):
+        saved = _saved(task)
+    ranks = ranks_of(importance, "layer" if scope == "layer" else "global", saved)
+    course = course_of(graph, task.sizes, ranks, {g for gs in held.values() for g in gs}, step)
+    if named is not None:
+        choice, latencies = _by_share(course, named), None
+    else:
+        choice, latencies = _chosen(task, course, float(empty.ratio or 0.0))
+    return _completed(task, empty, course.remove(choice.taken), choice.reached, latencies)
+
+
+def _empty(task: _Task, scores: Scores, held: Mapping[str, tuple[str, ...]]) -> Plan:
+    """Return the plan that removes nothing."""
+    holding = {group: name for name, groups in held.items() for group in groups}
     return Plan(
-        remove=remove,
-        ratio=float(ratio),
-        achieved_ratio=_removed_ratio(sizes.whole, after, of),
-        reached=reached,
-        of=of,
-        scope=scope,
+        remove={},
+        ratio=0.0,
+        achieved_ratio=0.0,
+        reached=True,
+        of=task.of,
+        scope="global",
         method=scores.method,
-        before=sizes.whole,
-        after=after,
-        table=tuple(PlanRow(g.name, g.kind, g.n_units, kept[g.name]) for g in graph.removable),
+        before=task.sizes.whole,
+        after=task.sizes.whole,
+        table=tuple(
+            PlanRow(g.name, g.kind, g.n_units, g.n_units, holding.get(g.name, ""))
+            for g in task.graph.removable
+        ),
         fingerprint=scores.fingerprint,
-        example_shape=tuple(image.shape),
-        example_dtype=str(image.dtype).removeprefix("torch."),
+        example_shape=tuple(task.image.shape),
+        example_dtype=str(task.image.dtype).removeprefix("torch."),
+        protected=held,
     )
 
 
-def example_of(
-    model: nn.Module, shape: Sequence[int], dtype: str, example: Tensor | None = None
-) -> Tensor:
-    """Return one image on the model's device: the first of `example`, or noise of `shape`."""
-    tensor = next(iter([*model.parameters(), *model.buffers()]), None)
-    device = torch.device("cpu") if tensor is None else tensor.device
-    if example is not None:
-        if not isinstance(example, Tensor) or example.ndim < 2 or len(example) < 1:
-            raise InvalidArgumentError("example: expected a batch of inputs [N, ...]")
-        return example[:1].to(device)
-    noise = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))
-    return noise.to(device, getattr(torch, dtype))
+@dataclass(frozen=True)
+class _Task:
+    """What is pruned, and what of it counts."""
+
+    model: nn.Module
+    graph: UnitGraph
+    sizes: Sizes
+    image: Tensor
+    of: str
+    timing: Timing
 
 
-def check_request(ratio: object, of: str, scope: str) -> None:
-    """Refuse a target that no plan could be made for."""
-    if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 0 <= float(ratio) < 1:
-        raise InvalidArgumentError(f"ratio: expected a number in [0, 1), got {ratio!r}")
-    if of not in ("parameters", "macs", "units"):
-        raise UnknownNameError("quantity (of)", of, ("parameters", "macs", "units"))
-    if scope not in ("global", "layer"):
-        raise UnknownNameError("scope", scope, ("global", "layer"))
+def _check_scores(model: nn.Module, scores: object) -> None:
+    if not isinstance(scores, Scores):
+        raise InvalidArgumentError(f"scores: expected Scores, got {type(scores).__name__}")
+    if scores.fingerprint == fingerprint(model):
+        return
+    told = _unlike(model, scores)
+    raise InvalidArgumentError(
+        "scores: expected scores of this network, got scores of one with other parameters"
+        + (f" ({told})" if told else "")
+    )
+
+
+def _unlike(model: nn.Module, scores: Scores) -> str:
+    """Say where the layers of a network differ from those that were scored, as far as is known."""
+    modules, told = dict(model.named_modules()), []
+    for name, n_units in scores.frame.groupby("group", sort=False).size().items():
+        weight = getattr(modules.get(str(name)), "weight", None)
+        if str(name) not in modules:
+            told.append(f"it has no layer {name!r}")
+        elif isinstance(weight, Tensor) and weight.shape[0] % n_units:
+            told.append(f"{name!r} has {weight.shape[0]} outputs, not {n_units}")
+    return "; ".join(told[:3]) + ("; ..." if len(told) > 3 else "")
 
 
 def _check_removable(model: nn.Module, graph: UnitGraph) -> None:
@@ -153,95 +233,63 @@ def _check_removable(model: nn.Module, graph: UnitGraph) -> None:
     )
 
 
-def _importance(graph: UnitGraph, scores: Scores) -> dict[str, list[float]]:
-    frame, found = scores.frame, {}
-    for group in graph.removable:
-        rows = frame[frame["group"] == group.name].sort_values("unit")
-        if rows["unit"].tolist() != list(range(group.n_units)):
-            raise InvalidArgumentError(
-                f"scores: expected one row for each of the {group.n_units} units of "
-                f"{group.name!r}, got {len(rows)}"
-            )
-        found[group.name] = [float(value) for value in rows["importance"]]
-        if not all(math.isfinite(value) for value in found[group.name]):
-            raise InvalidArgumentError(f"scores: importance of {group.name!r} is not finite")
-    return found
+def _saved(task: _Task) -> dict[str, list[float]]:
+    """Return what each unit alone saves of the target quantity."""
+    if task.of == "memory":
+        return memory_saved(task.model, task.graph, task.sizes, task.image)
+    if task.of == "latency":
+        return time_saved(task.model, task.sizes, task.timing)
+    return saved_by_units(task.sizes, task.of)
 
 
-def _protected(graph: UnitGraph, protect: Iterable[str]) -> set[str]:
-    if isinstance(protect, str):
-        protect = (protect,)
-    owner = {name: group.name for group in graph.groups for name in group.producers}
-    for name in protect:
-        if name not in owner:
-            raise UnknownNameError("layer to protect", name, owner)
-    return {owner[name] for name in protect}
+def _chosen(task: _Task, course: Course, ratio: float) -> tuple[Choice, Latencies | None]:
+    if ratio == 0:
+        return Choice(np.zeros_like(course.limits), 0.0, True), None
+    if task.of == "latency":
+        return timed(course, task.model, task.graph, task.timing, ratio)
+    if task.of == "memory":
+        measure = weighed(course, task.model, task.graph, task.image)
+        choice = choose(course, measure, ratio, slack=MEMORY_SLACK, patience=MEMORY_PATIENCE)
+        return choice, None
+    return choose(course, counted(course, task.of), ratio), None
 
 
-def _ranks(
-    importance: Mapping[str, list[float]], sizes: Sizes, scores: Scores, of: str, scope: str
-) -> dict[Unit, float]:
-    on_outcome_scale = bool(scores.frame["effect"].notna().any())
-    ranks: dict[Unit, float] = {}
-    for name, values in importance.items():
-        if scope == "layer":
-            order = sorted(range(len(values)), key=values.__getitem__)
-            ranks.update({(name, u): (i + 0.5) / len(values) for i, u in enumerate(order)})
-            continue
-        saved = 1.0
-        if on_outcome_scale:
-            alone = sizes.footprint({name: len(values) - 1})
-            saved = max(1.0, getattr(sizes.whole, of) - getattr(alone, of))
-        ranks.update({(name, unit): value / saved for unit, value in enumerate(values)})
-    return ranks
+def _by_share(course: Course, shares: Mapping[str, float]) -> Choice:
+    """Take of every named group the blocks that come nearest to its share."""
+    taken, reached = np.zeros_like(course.limits), True
+    for lane, (group, number) in enumerate(course.sizes.lanes):
+        n_units = course.sizes.counts[group][number]
+        gone = np.cumsum([0, *(len(block.units) for block in course.blocks[lane])])
+        wanted = shares.get(group, 0.0) * n_units
+        taken[lane] = int(np.abs(gone - wanted).argmin())
+        reached = reached and bool(wanted - gone[-1] < 0.5)
+    return Choice(taken, 0.0, reached)
 
 
-def _removable(graph: UnitGraph, ranks: Mapping[Unit, float], protected: set[str]) -> list[Unit]:
-    """Units in the order in which they go; the last unit of a group never does."""
-    place = {group.name: index for index, group in enumerate(graph.removable)}
-    left = {group.name: group.n_units for group in graph.removable}
-    order: list[Unit] = []
-    for name, unit in sorted(ranks, key=lambda u: (ranks[u], place[u[0]], u[1])):
-        if name not in protected and left[name] > 1:
-            left[name] -= 1
-            order.append((name, unit))
-    return order
-
-
-def _removed_ratio(before: Footprint, after: Footprint, of: str) -> float:
-    whole = getattr(before, of)
-    return 1 - getattr(after, of) / whole if whole else 0.0
-
-
-@dataclass(frozen=True)
-class _Ruler:
-    """Achieved ratio of removing some units."""
-
-    sizes: Sizes
-    of: str
-
-    def __call__(self, removed: Sequence[Unit]) -> float:
-        kept = dict(self.sizes.units)
-        for name, _ in removed:
-            kept[name] -= 1
-        return _removed_ratio(self.sizes.whole, self.sizes.footprint(kept), self.of)
-
-
-def _closest(order: list[Unit], sizes: Sizes, ratio: float, of: str) -> tuple[list[Unit], bool]:
-    """Longest run of `order` within the target, and one more unit if that comes closer."""
-    achieved = _Ruler(sizes, of)
-    low, high = 0, len(order)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if achieved(order[:middle]) <= ratio + 1e-12:
-            low = middle
-        else:
-            high = middle - 1
-    chosen = order[:low]
-    if low == len(order):
-        return chosen, achieved(chosen) >= ratio - 1e-12
-    following: dict[str, Unit] = {}
-    for unit in order[low:]:
-        following.setdefault(unit[0], unit)
-    candidates = [chosen, *([*chosen, unit] for unit in following.values())]
-    return min(candidates, key=lambda units: abs(achieved(units) - ratio)), True
+def _completed(
+    task: _Task,
+    empty: Plan,
+    remove: Mapping[str, Sequence[int]],
+    reached: bool,
+    latencies: Latencies | None,
+) -> Plan:
+    """Fill in what goes and what is left; memory and latency are those of the real candidate."""
+    decided = replace(with_removal(empty, remove, task.sizes), reached=reached)
+    if task.of not in ("memory", "latency"):
+        return decided
+    small = shrunk_copy(task.model, task.graph, decided.remove)
+    if task.of == "memory":
+        whole, left = memory_of(task.model, task.image), memory_of(small, task.image)
+        return replace(
+            decided,
+            achieved_ratio=1 - left / whole if whole else 0.0,
+            before=replace(decided.before, memory=whole),
+            after=replace(decided.after, memory=left),
+        )
+    if latencies is None and decided.remove:
+        latencies = compared(task.model, small, task.timing, FINAL_REPEATS * task.timing.repeats)
+    if latencies is None:
+        return decided
+    before, after = latencies
+    saved = 1 - after.median_ms / before.median_ms
+    return replace(decided, achieved_ratio=saved, latency_before=before, latency_after=after)

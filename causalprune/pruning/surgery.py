@@ -4,31 +4,54 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError, UnsupportedModelError
-from causalprune.graph import UnitGraph, capture, evaluating, removed
+from causalprune.graph import Consumer, UnitGraph, capture, evaluating, removed
+from causalprune.graph.heads import follow_heads
 from causalprune.graph.intervene import check_units
-from causalprune.pruning.plans import Plan
-from causalprune.pruning.selection import example_of
+from causalprune.pruning.attention import fewer_heads
+from causalprune.pruning.compensation import check_compensation, fold_means
+from causalprune.pruning.examples import example_of
+from causalprune.pruning.plans import Plan, mismatch
+from causalprune.pruning.refit import calibration_images, refit_in_place
 from causalprune.scoring import fingerprint
 
-__all__ = ["apply"]
+__all__ = ["apply", "shrunk_copy"]
 
 VERIFIED_TOLERANCE = 1e-3
 """Far above float32 rounding, far below what a wrong slice does; relative to the largest output."""
 
 
-def apply(model: nn.Module, plan: Plan, *, example: Tensor | None = None) -> nn.Module:
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    example: Tensor | None = None,
+    compensation: str = "none",
+    data: Any = None,
+    max_images: int | None = None,
+    batch_size: int = 256,
+    ridge: float = 1e-3,
+    refit_layers: str = "consumers",
+    max_cache_bytes: int = 2**30,
+) -> nn.Module:
     """Return a physically smaller copy of a network; the network itself is untouched.
 
     Weights, biases, batch-norm parameters and buffers, depthwise filters and the consumers' input
     columns are sliced, and the modules' size attributes with them; modules keep their classes,
-    modes and devices. The copy needs no causalprune to run or to be pickled. Before it is
+    modes and devices. An ``nn.MultiheadAttention`` that loses heads becomes another module of plain
+    torch layers with the same call (:func:`causalprune.pruning.attention.fewer_heads`). The copy
+    needs no causalprune to run or to be pickled. Before it is
     returned it is run once on noise against the original with the same units zeroed
     (:func:`causalprune.graph.removed`).
+
+    With a `compensation` the remaining weights then make up for the units that are gone, from
+    images alone: no labels, no training. It never changes the names and shapes of the state, so
+    that the plan alone gives a fresh network into which that state loads.
 
     Parameters
     ----------
@@ -38,6 +61,21 @@ def apply(model: nn.Module, plan: Plan, *, example: Tensor | None = None) -> nn.
         From :func:`plan`.
     example : Tensor [N, ...], optional
         An input; default: noise of the shape that `plan` remembers.
+    compensation : str
+        ``"none"``. ``"mean"``: every consumer of a removed unit gets what the unit's mean over
+        `data` gave it as a constant (exact but where a convolution's padding takes part). This
+        goes to its bias, or to the running means of the batch norms behind it; where a layer has
+        neither it is left out. ``"refit"``: the consumers' weights are changed in closed form so
+        that their outputs come closest to the original network's; see
+        :func:`causalprune.pruning.refit.refit`.
+    data : DataLoader, Dataset, iterable, pair of tensors, or Tensor, optional
+        Images for the compensation, as for :func:`causalprune.scoring.score`; no labels needed.
+    max_images : int, optional
+        Use the first `max_images` images of `data` only.
+    batch_size : int
+        Images per batch of `data`, where it is not in batches already.
+    ridge, refit_layers, max_cache_bytes
+        `ridge`, `layers` and `max_cache_bytes` of :func:`causalprune.pruning.refit.refit`.
 
     Returns
     -------
@@ -47,7 +85,7 @@ def apply(model: nn.Module, plan: Plan, *, example: Tensor | None = None) -> nn.
     ------
     InvalidArgumentError
         If `plan` is for another network, or names units that do not exist or cannot be removed
-        for good, or all units of a group.
+        for good, or all units of a group; if a compensation has no `data`.
     UnsupportedModelError
         If the smaller network does not compute what the masked one does (its forward depends on
         the number of units in a way that the trace does not show).
@@ -65,23 +103,49 @@ def apply(model: nn.Module, plan: Plan, *, example: Tensor | None = None) -> nn.
       (2): Linear(in_features=6, out_features=2, bias=True)
     )
     """
+    check_compensation(compensation, data, ridge, refit_layers)
     if not isinstance(plan, Plan):
         raise InvalidArgumentError(f"plan: expected a Plan, got {type(plan).__name__}")
     if not isinstance(model, nn.Module):
         raise InvalidArgumentError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if plan.fingerprint != fingerprint(model):
+        told = mismatch(plan, model)
         raise InvalidArgumentError(
             "plan: expected a plan for this network, got one for a network with other parameters"
+            + (f" ({told})" if told else "")
         )
     image = example_of(model, plan.example_shape, plan.example_dtype, example)
     graph = capture(model, image)
     _check_units(graph, plan)
+    small = shrunk_copy(model, graph, plan.remove)
+    _verify(model, small, graph, plan, image)
+    if compensation != "none":
+        images = calibration_images(model, data, max_images, batch_size)
+        if compensation == "mean":
+            fold_means(model, small, graph, images, plan.remove)
+        else:
+            refit_in_place(
+                model,
+                small,
+                graph,
+                images,
+                remove=plan.remove,
+                layers=refit_layers,
+                ridge=ridge,
+                max_cache_bytes=max_cache_bytes,
+            )
+    return small
+
+
+def shrunk_copy(
+    model: nn.Module, graph: UnitGraph, remove: Mapping[str, Sequence[int]]
+) -> nn.Module:
+    """Return a copy of `model` without the units `remove` (group name to units), unverified."""
     try:
         small = copy.deepcopy(model)
     except Exception as error:  # user modules may hold anything
         raise UnsupportedModelError(f"model: cannot be copied: {error}") from error
-    _shrink(small, graph, plan.remove)
-    _verify(model, small, graph, plan, image)
+    _shrink(small, graph, remove)
     return small
 
 
@@ -98,6 +162,12 @@ def _check_units(graph: UnitGraph, plan: Plan) -> None:
             raise InvalidArgumentError(
                 f"plan.remove: expected at least one unit of {name!r} to stay, got all removed"
             )
+        for place in group.owned:
+            if not len(place.columns([u for u in range(group.n_units) if u not in gone])):
+                raise InvalidArgumentError(
+                    f"plan.remove: expected at least one channel of {place.layer!r} to stay, got "
+                    f"the units of {name!r} that hold all of them"
+                )
 
 
 def _shrink(model: nn.Module, graph: UnitGraph, remove: Mapping[str, Sequence[int]]) -> None:
@@ -109,12 +179,25 @@ def _shrink(model: nn.Module, graph: UnitGraph, remove: Mapping[str, Sequence[in
     for name, units in remove.items():
         group = graph.group(name)
         chosen = sorted(set(units))
-        for owned in group.owned:
-            gone.setdefault((owned.layer, owned.role), []).append(owned.columns(chosen))
-        for consumer in group.consumers:
-            gone.setdefault((consumer.layer, "consumer"), []).append(consumer.columns(chosen))
+        for place in (*group.owned, *group.consumers, *group.training):
+            role = "consumer" if isinstance(place, Consumer) else place.role
+            if role == "heads":  # a module that only has to know how many there are
+                attention = model.get_submodule(place.layer)
+                follow_heads(attention, group.n_units, group.n_units - len(chosen))
+            elif getattr(place, "kind", "") != "attention":  # it reads its own heads
+                gone.setdefault((place.layer, role), []).append(place.columns(chosen))
     for (layer, role), columns in gone.items():
-        _SLICERS[role](model.get_submodule(layer), torch.cat(columns))
+        module = model.get_submodule(layer)
+        if isinstance(module, nn.MultiheadAttention):
+            kept = _kept(module.num_heads, torch.cat(columns))
+            _replace(model, layer, fewer_heads(module, kept, graph.masks.get(layer)))
+        else:
+            _SLICERS[role](module, torch.cat(columns))
+
+
+def _replace(model: nn.Module, layer: str, module: nn.Module) -> None:
+    parent, _, name = layer.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
 
 
 def _kept(size: int, gone: Tensor) -> Tensor:
@@ -127,6 +210,10 @@ def _slice_producer(module: nn.Module, gone: Tensor) -> None:
     kept = _kept(_weight(module).shape[0], gone)
     _slice(module, ("weight", "bias"), 0, kept)
     if isinstance(module, nn.Conv2d):
+        if module.groups > 1:  # whole groups go, with the channels that they read
+            n_read = module.in_channels // module.groups
+            module.groups = module.groups * len(kept) // module.out_channels
+            module.in_channels = n_read * module.groups
         module.out_channels = len(kept)
     elif isinstance(module, nn.Linear):
         module.out_features = len(kept)

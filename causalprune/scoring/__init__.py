@@ -12,6 +12,7 @@ from causalprune.scoring import (  # noqa: F401  (register)
     datafree,
     edge_patching,
     ft,
+    irreplaceable,
     mint,
     norms,
     path,

@@ -18,7 +18,11 @@ __all__ = ["ExactEffects", "ablation"]
 
 
 @register_method(
-    "ablation", takes_budget=True, shards=(), interventions=("zero", "mean", "resample")
+    "ablation",
+    takes_budget=True,
+    shards=(),
+    interventions=("zero", "mean", "resample", "predicted"),
+    compares=True,
 )
 def ablation(
     job: Job,
@@ -31,7 +35,10 @@ def ablation(
 ) -> Mapping[str, UnitScores] | MethodResult:
     """Total effect of do(unit := value) on the outcome: the reference of every cheaper score.
 
-    Per image, Y with the unit intervened on where its consumers read, minus Y. What lies before
+    Per image, Y with the unit intervened on where its consumers read, minus Y; for an outcome
+    that compares two outputs (``"logits"``, ``"divergence"``), the distance between them. With
+    ``intervention="predicted"`` the unit gets its best linear prediction from the other units of
+    its group: the effect is what is lost after they have stood in for it. What lies before
     the consumers is computed once a batch (suffix replay), which changes no value. The cost of a
     unit is the share of the network's multiply-accumulates that lie behind it, times the images:
     an upper bound, because images on which it is zero already are not run.
@@ -111,28 +118,35 @@ class ExactEffects:
             max_cache_bytes=job.max_cache_bytes,
             seed=job.seed,
         )
-        if job.intervention == "mean":
+        if self.interventions.needs_calibration:
             with torch.no_grad():
                 self.interventions.calibrate(batch.inputs for batch in job.batches)
         self._targets: Tensor | None = None
-        self._plain = torch.zeros(0)
+        self._output = self._plain = torch.zeros(0)
 
     def observe(self, batch: Batch) -> Tensor:
         """Run the network as it is; returns the outcome Y [N], float64."""
-        output = self.interventions.observe(batch.inputs)
+        self._output = self.interventions.observe(batch.inputs)
         self._targets = batch.targets
-        self._plain = evaluate(self._job.outcome, output, batch.targets, "on the whole network")
+        self._plain = self.outcome_of(self._output, "on the whole network")
         return self._plain
+
+    def outcome_of(self, output: Tensor, where: str, images: Sequence[int] | None = None) -> Tensor:
+        """Y [n], float64, of an output [n, K] of `images` (all); `where` names it in errors."""
+        plain, targets = self._output, self._targets
+        if images is not None:
+            chosen = list(images)
+            plain, targets = plain[chosen], None if targets is None else targets[chosen]
+        return evaluate(self._job.outcome, output, targets, where, plain)
 
     def effects(
         self, group: str, units: Sequence[int], images: Sequence[int] | None = None
     ) -> Tensor:
         """``Y_do(unit) - Y`` [n, len(units)], float64, of each unit alone on `images` (all)."""
-        chosen = list(range(len(self._plain))) if images is None else list(images)
         outputs = self.interventions.remove(group, units, images)
-        targets = None if self._targets is None else self._targets[chosen]
         columns = []
         for unit, output in zip(units, outputs, strict=True):
             where = f"after removing unit {unit} of layer {group!r}"
-            columns.append(evaluate(self._job.outcome, output, targets, where))
-        return torch.stack(columns, 1) - self._plain[chosen][:, None]
+            columns.append(self.outcome_of(output, where, images))
+        plain = self._plain if images is None else self._plain[list(images)]
+        return torch.stack(columns, 1) - plain[:, None]

@@ -14,7 +14,6 @@ from causalprune.errors import InvalidArgumentError, RecordError, UnknownNameErr
 from causalprune.graph import UnitGraph
 from causalprune.scoring.ablation import ExactEffects
 from causalprune.scoring.methods import Job, MethodResult, UnitScores, register_method
-from causalprune.scoring.outcomes import evaluate
 from causalprune.scoring.random_designs import (
     Estimate,
     difference_of_means,
@@ -34,7 +33,9 @@ ESTIMATORS = ("difference", "regression")
 Probability = float | Sequence[float] | Tensor
 
 
-@register_method("banzhaf", takes_budget=True, interventions=("zero", "mean", "resample"))
+@register_method(
+    "banzhaf", takes_budget=True, interventions=("zero", "mean", "resample"), compares=True
+)
 def banzhaf(
     job: Job,
     *,
@@ -167,8 +168,7 @@ def _run(
                 output = exact.interventions.remove_masked(
                     _by_group(job.graph, drawn[:, index].to(batch.inputs.device))
                 )
-                where = f"under random mask {index}"
-                columns.append(evaluate(job.outcome, output, batch.targets, where).cpu())
+                columns.append(exact.outcome_of(output, f"under random mask {index}").cpu())
                 advance()
             masks.append(drawn)
             outcomes.append(torch.stack(columns, 1))

@@ -22,7 +22,7 @@ from causalprune.scoring.methods import (
     UnitScores,
     resolve_method,
 )
-from causalprune.scoring.outcomes import DEFAULT_OUTCOME, OUTCOMES, Outcome, resolve_outcome
+from causalprune.scoring.outcomes import DEFAULT_OUTCOME, Outcome, resolve_outcome
 from causalprune.scoring.scores import COLUMNS, Scores, as_table, fingerprint
 
 if TYPE_CHECKING:
@@ -64,19 +64,23 @@ def score(
     model : nn.Module
         Takes one tensor [N, ...] and returns logits [N, K].
     data : DataLoader, Dataset, iterable of (inputs, targets), pair of tensors, or Tensor
-        A bare tensor will do where no labels are needed (norms, random, callable outcomes).
-        Methods without data read only the shape of the first image.
+        A bare tensor will do where no labels are needed (norms, random, callable outcomes and
+        those that compare outputs). Methods without data read only the shape of the first image.
     method : str
-        Interventions: ``"ablation"``, ``"path"``, ``"taylor"``, ``"banzhaf"``, ``"cswap"``,
-        ``"cexcnn"``, ``"responsibility"``, ``"blame"``. Information: ``"datafree"``, ``"mint"``.
-        Lost in pruning: ``"wt"``, ``"sipp"``, ``"ft"``, ``"pfp"``. Baselines: ``"random"``,
-        ``"l1"``, ``"l2"``, ``"bn_scale"``, ``"snip"``, ``"thinet"``, ``"variance"``,
-        ``"integrated_gradients"``, ``"conductance"``, ``"edge_patching"``. Or a registered one.
+        Interventions: ``"ablation"``, ``"irreplaceable"``, ``"path"``, ``"taylor"``,
+        ``"banzhaf"``, ``"cswap"``, ``"cexcnn"``, ``"responsibility"``, ``"blame"``. Information:
+        ``"datafree"``, ``"mint"``. Lost in pruning: ``"wt"``, ``"sipp"``, ``"ft"``, ``"pfp"``.
+        Baselines: ``"random"``, ``"l1"``, ``"l2"``, ``"bn_scale"``, ``"snip"``, ``"thinet"``,
+        ``"variance"``, ``"integrated_gradients"``, ``"conductance"``, ``"edge_patching"``. Or a
+        registered one.
         Each is described where it is defined: ``help(causalprune.scoring.METHODS[name].function)``.
     outcome : str or callable
         ``"loss"`` (cross-entropy), ``"probability"``, ``"logit"``, ``"margin"`` (all of the true
         class), ``"correctness"`` (0 or 1; has no gradient), or ``(logits [N, K], targets) ->
-        [N]``, which may be differentiated by `method`. Methods that measure no outcome, or one of
+        [N]``, which may be differentiated by `method`. Without labels, the distance of an image's
+        output from what it was: ``"logits"`` (mean over classes of the squared change of the
+        centred logits) or ``"divergence"`` (KL of the probabilities), for ``"ablation"``,
+        ``"banzhaf"``, ``"taylor"`` and ``"path"``. Methods that measure no outcome, or one of
         their own, refuse others than the default.
     budget : float, optional
         Forward-equivalents that may be spent (``"ablation"``, ``"banzhaf"``), one being a forward
@@ -86,8 +90,9 @@ def score(
         ``"groups"``: what surgery removes together is one intervention, cut where its consumers
         read. ``"filters"``: every layer's own output channels, cut on their own branch.
     intervention : str
-        What do() sets a unit to: ``"zero"``, ``"mean"`` (its mean over the images) or
-        ``"resample"`` (its value on another image of the batch). Methods that cannot refuse it.
+        What do() sets a unit to: ``"zero"``, ``"mean"`` (its mean over the images),
+        ``"resample"`` (its value on another image of the batch) or ``"predicted"`` (its best
+        linear prediction from the other units of its group). Methods that cannot refuse it.
     confidence : float
         Level of the intervals, in (0, 1).
     max_images : int, optional
@@ -174,7 +179,7 @@ def open_job(
     Inside the ``with`` block the network is in eval mode and torch's own generator is seeded.
     """
     chosen, wanted = resolve_method(method), resolve_outcome(outcome)
-    _check_arguments(model, chosen, wanted, confidence, seed)
+    _check_arguments(model, confidence, seed)
     _check_numbers(budget, max_images, batch_size, max_cache_bytes)
     _check_choices(chosen, wanted, units, intervention, budget, options)
     with (
@@ -228,24 +233,13 @@ def run_job(method: Method, job: Job, options: Mapping[str, Any]) -> Scores:
     )
 
 
-def _check_arguments(
-    model: object,
-    method: Method,
-    outcome: Outcome,
-    confidence: float,
-    seed: int,
-) -> None:
+def _check_arguments(model: object, confidence: float, seed: int) -> None:
     if not isinstance(model, nn.Module):
         raise InvalidArgumentError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise InvalidArgumentError(f"seed: expected an integer, got {seed!r}")
     if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
         raise InvalidArgumentError(f"confidence: expected a number in (0, 1), got {confidence!r}")
-    if method.needs_gradient and not outcome.differentiable:
-        raise InvalidArgumentError(
-            f"outcome: method {method.name!r} needs a differentiable outcome, got "
-            f"{outcome.name!r}; use method='ablation', or an outcome such as 'loss'"
-        )
 
 
 def _check_numbers(
@@ -283,11 +277,7 @@ def _check_choices(
             f"got {intervention!r}; methods that take it: "
             + _names(METHODS, lambda known: intervention in known.interventions)
         )
-    if not method.takes_outcome(outcome.name) and outcome is not OUTCOMES[DEFAULT_OUTCOME]:
-        raise InvalidArgumentError(
-            f"outcome: method {method.name!r} {_measures(method)}, leave out `outcome`; got "
-            f"{outcome.name!r}"
-        )
+    method.check_outcome(outcome)
     if budget is not None and not method.takes_budget:
         able = _names(METHODS, lambda known: known.takes_budget)
         raise InvalidArgumentError(
@@ -305,12 +295,6 @@ def _names(methods: Mapping[str, Method], able: Callable[[Method], bool]) -> str
 
 def _either(choices: tuple[str, ...]) -> str:
     return " or ".join(repr(choice) for choice in choices)
-
-
-def _measures(method: Method) -> str:
-    if not method.outcomes:
-        return "measures no outcome that could be chosen"
-    return f"is defined on {_either(method.outcomes)}"
 
 
 def _device(model: nn.Module) -> torch.device:

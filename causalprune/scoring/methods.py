@@ -43,7 +43,7 @@ class Job:
         One pass; empty use is fine for a method that needs no data.
     outcome : Outcome
     intervention : str
-        Value that do() gives a unit: ``"zero"``, ``"mean"`` or ``"resample"``.
+        Value that do() gives a unit: ``"zero"``, ``"mean"``, ``"resample"`` or ``"predicted"``.
     budget : float or None
         Forward-equivalents that may be spent; ``None``: as many as it takes.
     confidence : float
@@ -220,10 +220,45 @@ class Method:
     takes_budget: bool = False
     interventions: tuple[str, ...] = ("zero",)
     outcomes: tuple[str, ...] | None = None
+    compares: bool = False
 
     def takes_outcome(self, name: str) -> bool:
         """Tell whether the method measures changes of the outcome called `name`."""
-        return self.outcomes is None or name in self.outcomes
+        if self.outcomes is not None:
+            return name in self.outcomes
+        return self.compares or name not in OUTCOMES or not OUTCOMES[name].compares
+
+    def check_outcome(self, outcome: Outcome) -> None:
+        """Raise where the method does not measure changes of `outcome`.
+
+        Methods that measure no outcome take the default of :func:`score`, which then stands for
+        nothing.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If it does not; the message says what does.
+        """
+        known = self.outcomes is None or outcome.name in self.outcomes
+        if not known and outcome is not OUTCOMES[DEFAULT_OUTCOME]:
+            choices = " or ".join(repr(name) for name in self.outcomes or ())
+            measures = f"is defined on {choices}" if choices else "measures no outcome to choose"
+            raise InvalidArgumentError(
+                f"outcome: method {self.name!r} {measures}, leave out `outcome`; got "
+                f"{outcome.name!r}"
+            )
+        if known and outcome.compares and not self.compares and self.outcomes is None:
+            able = ", ".join(repr(name) for name in sorted(METHODS) if METHODS[name].compares)
+            raise InvalidArgumentError(
+                f"outcome: {outcome.name!r} compares two outputs, which method {self.name!r} "
+                f"cannot; expected an outcome of one output such as 'loss', or one of the methods "
+                f"{able}"
+            )
+        if self.needs_gradient and not outcome.differentiable:
+            raise InvalidArgumentError(
+                f"outcome: method {self.name!r} needs a differentiable outcome, got "
+                f"{outcome.name!r}; use method='ablation', or an outcome such as 'loss'"
+            )
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -245,6 +280,7 @@ def register_method(
     takes_budget: bool = False,
     interventions: tuple[str, ...] = ("zero",),
     outcomes: tuple[str, ...] | None = None,
+    compares: bool = False,
 ) -> Callable[[MethodFunction], MethodFunction]:
     """Make a scoring method known under `name` (decorator).
 
@@ -273,6 +309,9 @@ def register_method(
     outcomes : tuple of str, optional
         Names of the outcomes whose changes it measures; ``()``: of none. :func:`score` refuses
         the others, but for its own default, which then stands for nothing. Default: any.
+    compares : bool
+        Whether it measures outcomes that compare two outputs
+        (:class:`causalprune.scoring.outcomes.Outcome`), too.
 
     Raises
     ------
@@ -302,6 +341,7 @@ def register_method(
             takes_budget,
             interventions,
             outcomes,
+            compares,
         )
         return function
 

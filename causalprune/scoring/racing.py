@@ -135,7 +135,7 @@ class Race:
         n_units = job.n_units
         self._spent = self._of_surrogate
         self._cost = torch.full((n_units,), self._of_surrogate / n_units, dtype=torch.float64)
-        if job.intervention == "mean":  # the units' means take one more pass
+        if job.intervention in ("mean", "predicted"):  # what is expected takes one more pass
             self._charge(torch.ones(n_units, dtype=torch.bool), float(n_images))
         self._sizes = sample_sizes(n_images, FIRST_ROUND)
         self._looks = len(self._sizes)

@@ -100,6 +100,11 @@ class Tally:
         self._batch = 0
         self._open: dict[int, dict[str, Subtotal]] = {}
 
+    @property
+    def batch(self) -> int:
+        """Index, among all batches of the job, of the one that :meth:`batches` gave last."""
+        return self._batch
+
     def batches(self) -> Iterator[Batch]:
         """Iterate the batches on which there is something to do here."""
         for index, batch in enumerate(self._job.batches):

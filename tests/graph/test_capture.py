@@ -284,13 +284,17 @@ def test_layer_called_twice_is_refused() -> None:
     assert "called 2 times" in graph.refused["first"]
 
 
-def test_grouped_convolution_forbids_surgery_on_both_sides() -> None:
+def test_a_unit_of_a_grouped_convolution_is_a_group_of_it() -> None:
     model = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 3, 3), nn.Flatten()
+        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(6, 3, 3), nn.Flatten()
     )
-    graph = capture(model, networks.images(2))
-    assert [group.name for group in graph.groups] == ["0", "1"]
-    assert all("grouped" in group.surgery for group in graph.groups)
+    (group,) = capture(model, networks.images(2)).groups
+    assert (group.producers, group.n_units, group.surgery) == (("0", "1"), 2, "")
+    assert [item.columns([1]).tolist() for item in group.owned] == [[2, 3], [3, 4, 5]]
+    assert [c.columns([1]).tolist() for c in group.consumers] == [[3, 4, 5]]
+    alone = capture(model, networks.images(2), units="filters")
+    assert [(group.name, group.n_units) for group in alone.groups] == [("0", 4), ("1", 6)]
+    assert all("grouped" in group.surgery for group in alone.groups)
 
 
 def test_layer_norm_refuses_what_it_normalises_but_not_along_other_axes() -> None:

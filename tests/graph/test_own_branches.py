@@ -190,11 +190,12 @@ def test_projection_is_put_back_even_on_an_exception() -> None:
     assert model.attention.out_proj.weight is weight
 
 
-def test_heads_cannot_be_removed_for_good() -> None:
+def test_heads_that_cannot_be_removed_for_good() -> None:
     model = networks.settle(Attention(True))
+    model.attention.add_zero_attn = True
     assert [group.name for group in capture(model, IMAGE).groups] == ["attention"]
     scores = score(model, IMAGE, "l2")
-    with pytest.raises(UnsupportedModelError, match=r"for good.*attention.*heads"):
+    with pytest.raises(UnsupportedModelError, match=r"for good.*attention.*add_zero_attn"):
         plan(model, scores)
     mlp, images = networks.mlp(), networks.images()
     other = plan(mlp, score(mlp, images, "l1"), 0.2)
@@ -204,7 +205,7 @@ def test_heads_cannot_be_removed_for_good() -> None:
         fingerprint=scores.fingerprint,
         example_shape=scores.example_shape,
     )
-    with pytest.raises(InvalidArgumentError, match=r"plan\.remove.*heads"):
+    with pytest.raises(InvalidArgumentError, match=r"plan\.remove.*add_zero_attn"):
         apply(model, stolen)
 
 

@@ -43,6 +43,15 @@ def test_convolution_macs_by_formula(
     assert count_macs(layer, torch.zeros(3, channels, 15, 15)) == 3 * expected
 
 
+def test_fused_attention_is_counted() -> None:
+    tokens, width = 7, 12
+    block = nn.TransformerEncoderLayer(width, 3, dim_feedforward=20, batch_first=True)
+    products = 2 * tokens * tokens * width
+    linear = tokens * width * (4 * width + 2 * 20)
+    assert count_macs(block, torch.zeros(1, tokens, width)) == products + linear
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_counting_leaves_modes_and_statistics_alone() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout())
     model[2].eval()

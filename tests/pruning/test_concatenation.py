@@ -125,11 +125,11 @@ def test_the_gate_goes_with_what_it_scales() -> None:
 def test_units_that_cannot_go_for_good_are_refused_by_name() -> None:
     model = networks.settle(
         nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.ReLU(),
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.PReLU(4),
             nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(600, 3),
         )
     )  # fmt: skip
     decided = plan(model, score(model, X, "l1"), 0.9, "units")
-    assert set(decided.remove) == {"4"} and not decided.reached
-    with pytest.raises(InvalidArgumentError, match="grouped convolution"):
-        apply(model, replace(decided, remove={"0": (1,)}))
+    assert set(decided.remove) == {"0", "4"} and not decided.reached
+    with pytest.raises(InvalidArgumentError, match="one slope per channel"):
+        apply(model, replace(decided, remove={"2": (1,)}))

@@ -188,7 +188,7 @@ def test_protected_layers_keep_everything() -> None:
     assert "stem" not in decided.remove and decided.remove
     assert "fc1" not in _plan(networks.lenet(), 0.9, "units", protect="fc1").remove
     with pytest.raises(UnknownNameError, match="conv1"):
-        _plan(networks.lenet(), protect=["fc3"])
+        _plan(networks.lenet(), protect=["fc9"])
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1, 1.0, 2, float("nan"), "half", None, True])

@@ -80,6 +80,14 @@ for method in ("ablation", "path", "taylor"):
     pd.testing.assert_frame_equal(together.frame, alone.frame, check_exact=True)
     assert together.notes == alone.notes and not dist.is_initialized()
     together.save(out / f"{method}-{rank}.npz")
+for method, options in (
+    ("irreplaceable", {}),
+    ("ablation", {"outcome": "divergence", "intervention": "mean"}),
+    ("taylor", {"outcome": "logits", "projections": 1}),
+):
+    together = score_sharded(model, data[0], method, batch_size=5, **options)
+    alone = score(model, data[0], method, batch_size=5, **options)
+    pd.testing.assert_frame_equal(together.frame, alone.frame, check_exact=True)
 with torch.no_grad():
     model[0].weight[0, 0, 0, 0] += float(rank)
 try:
