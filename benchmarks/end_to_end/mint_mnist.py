@@ -1,17 +1,19 @@
 """MINT on MNIST: connections of one layer masked, fine-tuned with fixed masks.
 
 Run from the repository: ``CAUSALPRUNE_DATA=... python benchmarks/end_to_end/mint_mnist.py``;
-``--cache FOLDER`` keeps the trained networks.
+``--cache FOLDER`` keeps the trained networks and the figures of every network.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
-from mnist_networks import digits, evaluate, mean_and_interval, options, trained
+from mnist_networks import digits, evaluate, mean_and_interval, options, remembered, trained
 from resnet20_cifar import RESULTS, provenance
 from torch import Tensor, nn
 
@@ -38,20 +40,10 @@ class Case:
 
 
 CASES = (
-    Case("mlp", "fc2", 20, SgdRecipe(epochs=10, learning_rate=0.05, weight_decay=0.0)),
-    Case("lenet5", "conv2", 10, SgdRecipe(epochs=5, learning_rate=0.02, weight_decay=0.0)),
-    Case("lenet5", "fc1", 10, SgdRecipe(epochs=5, learning_rate=0.02, weight_decay=0.0)),
+    Case("mlp", "fc2", 20, SgdRecipe(epochs=4, learning_rate=0.02, weight_decay=0.0)),
+    Case("lenet5", "conv2", 10, SgdRecipe(epochs=4, learning_rate=0.02, weight_decay=0.0)),
+    Case("lenet5", "fc1", 10, SgdRecipe(epochs=4, learning_rate=0.02, weight_decay=0.0)),
 )
-
-
-@dataclass
-class Rows:
-    """Accuracies over the networks, by what chose the connections."""
-
-    unpruned: list[float] = field(default_factory=list)
-    masked: dict[str, list[float]] = field(default_factory=dict)
-    tuned: dict[str, list[float]] = field(default_factory=dict)
-    facts: dict[str, str] = field(default_factory=dict)
 
 
 def chosen_masks(model: nn.Module, scores: Scores, layer: str, seed: int) -> dict[str, Tensor]:
@@ -72,81 +64,86 @@ def chosen_masks(model: nn.Module, scores: Scores, layer: str, seed: int) -> dic
 
 
 def tune(
-    model: nn.Module, masks: Mapping[str, Tensor], case: Case, splits: DataSplits, seed: int
-) -> tuple[float, float, nn.Module]:
-    """Accuracy with masks alone, after fine-tuning, and the network."""
-    sparse = copy.deepcopy(model)
+    model: nn.Module, mask: Tensor, case: Case, splits: DataSplits, seed: int
+) -> dict[str, float]:
+    """Accuracy with the mask alone, after fine-tuning, and what then goes for good."""
+    sparse, masks = copy.deepcopy(model), {case.layer: mask}
     apply_masks(sparse, masks)
     before = evaluate(sparse, splits.test)
-    recipe = SgdRecipe(**{**vars(case.recipe), "seed": seed})
-    retrain(sparse, splits.train, recipe, masks=masks)
-    return before, evaluate(sparse, splits.test), sparse
+    retrain(sparse, splits.train, replace(case.recipe, seed=seed), masks=masks)
+    after = evaluate(sparse, splits.test)
+    small, plan = remove_vanished(sparse, masks, splits.test[0][:1])
+    return {
+        "masked": before,
+        "tuned": after,
+        "share": 1 - float(mask.double().mean()),
+        "removed": evaluate(small, splits.test),
+        "units": sum(len(units) for units in plan.remove.values()),
+        "parameters": plan.after.parameters,
+    }
 
 
-def measure(case: Case, splits: DataSplits, seeds: int, cache: object) -> Rows:
-    rows = Rows()
-    for seed in range(seeds):
-        model, accuracy = trained(case.network, seed, splits, case.epochs, cache)  # type: ignore[arg-type]
-        rows.unpruned.append(accuracy)
+def measure(
+    case: Case, splits: DataSplits, seeds: Sequence[int], cache: Path | None
+) -> tuple[list[float], dict[str, list[dict[str, float]]]]:
+    """Return the unpruned accuracies, and the figures of every network by what chose."""
+    unpruned: list[float] = []
+    found: dict[str, list[dict[str, float]]] = {}
+    for seed in seeds:
+        model, accuracy = trained(case.network, seed, splits, case.epochs, cache)
+        unpruned.append(accuracy)
         scores = score(model, splits.calibration, "mint", seed=seed)
-        for name, mask in chosen_masks(model, scores, case.layer, seed).items():
-            masked, tuned, sparse = tune(model, {case.layer: mask}, case, splits, seed)
-            rows.masked.setdefault(name, []).append(masked)
-            rows.tuned.setdefault(name, []).append(tuned)
-            small, plan = remove_vanished(sparse, {case.layer: mask}, splits.test[0][:1])
-            apart = abs(evaluate(small, splits.test) - tuned)
-            gone = sum(len(units) for units in plan.remove.values())
-            rows.facts[name] = (
-                f"{1 - float(mask.double().mean()):.2%} | {gone} of "
-                f"{sum(row.units for row in plan.table)}, {plan.before.parameters:,} → "
-                f"{plan.after.parameters:,} parameters"
-            )
-            print(
-                f"{case.network} {case.layer} seed {seed} {name}: {masked:.2%} -> {tuned:.2%}, "
-                f"removed {gone}, apart {apart:.2%}",
-                flush=True,
-            )
-    return rows
+        for chooser, mask in chosen_masks(model, scores, case.layer, seed).items():
+            name = f"mint-{case.network}-{case.layer}-{chooser.split()[0]}-{seed}"
+            task = partial(tune, model, mask, case, splits, seed)
+            found.setdefault(chooser, []).append(remembered(cache, name, task))
+    return unpruned, found
 
 
-def table(case: Case, rows: Rows) -> list[str]:
+def table(case: Case, unpruned: list[float], found: dict[str, list[dict[str, float]]]) -> list[str]:
     before, after = PUBLISHED.get(case.network, ("", ""))
     lines = [
         f"## {case.network}, `{case.layer}`",
         "",
-        f"Unpruned: {mean_and_interval(rows.unpruned)} %"
+        f"Unpruned: {mean_and_interval(unpruned)} %"
         + (f" (published {before} → {after} with MINT)." if before else "."),
         "",
-        "| connections chosen by | masked, not trained, % | fine-tuned, % | weights of the layer "
-        "masked | units that vanish with them (last network) |",
-        "|---|---|---|---|---|",
+        "| connections chosen by | layer's weights masked, % | masked, not trained, % | "
+        "fine-tuned, % | units that vanish | parameters then | without them, % |",
+        "|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {name} | {mean_and_interval(rows.masked[name])} | "
-        f"{mean_and_interval(rows.tuned[name])} | {rows.facts[name]} |"
-        for name in rows.tuned
-    ]
-    return [*lines, ""]
+    for chooser, figures in found.items():
+        columns = {key: [each[key] for each in figures] for key in figures[0]}
+        units, left = (sum(columns[key]) / len(figures) for key in ("units", "parameters"))
+        lines.append(
+            f"| {chooser} | {100 * sum(columns['share']) / len(figures):.2f} | "
+            f"{mean_and_interval(columns['masked'])} | {mean_and_interval(columns['tuned'])} | "
+            f"{units:.1f} | {left:,.0f} | {mean_and_interval(columns['removed'])} |"
+        )
+    return [*lines, "", f"Trained {case.epochs} epochs by Adam; {case.recipe}.", ""]
 
 
 def main() -> None:
-    arguments = options(__doc__).parse_args()
+    parser = options(__doc__)
+    parser.add_argument("--only", help="one of the networks")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     splits = digits()
     parts = [
         "# MINT on MNIST",
         "",
         f"{SHARE:.2%} of the connections of one layer masked, all others whole; {arguments.seeds} "
-        "networks from different seeds, test accuracy on 10,000 images, mean and 95 % Student-t "
-        "interval over networks. MINT's Gaussian estimator on 250 images of every class that no "
-        "network was trained on. Fine-tuned by SGD with the masks held; magnitude chooses single "
-        "weights of the layer, as many as MINT leaves. A unit vanishes where its whole row or "
-        "column is masked, and is then removed for good.",
+        "networks from different seeds, accuracy on the 10,000 test images in %, mean and 95 % "
+        "Student-t interval over networks. MINT's Gaussian estimator on 250 images of every class "
+        "that no network was trained on. Fine-tuned by SGD with the masks held; magnitude chooses "
+        "single weights of the layer, as many as MINT leaves. A unit vanishes where its whole row "
+        "or column is masked, and is then removed for good.",
         "",
     ]
+    seeds = range(arguments.first, arguments.first + arguments.seeds)
     for case in CASES:
-        parts += table(case, measure(case, splits, arguments.seeds, arguments.cache))
-        parts += [f"Trained {case.epochs} epochs by Adam, fine-tuned by {case.recipe}.", ""]
+        if arguments.only in (None, case.network):
+            parts += table(case, *measure(case, splits, seeds, arguments.cache))
     parts += [provenance() + " `python benchmarks/end_to_end/mint_mnist.py`.", ""]
     (RESULTS / "mint_mnist.md").write_text("\n".join(parts))
 

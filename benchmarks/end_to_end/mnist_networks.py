@@ -83,7 +83,7 @@ def remembered(
     if file is not None and file.exists():
         return dict(json.loads(file.read_text()))
     found = dict(measure())
-    print(name, *(f"{key} {value:.2%}" for key, value in found.items()), sep="  ", flush=True)
+    print(name, *(f"{key} {value:.4f}" for key, value in found.items()), sep="  ", flush=True)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, json.dumps(found, indent=1) + "\n")

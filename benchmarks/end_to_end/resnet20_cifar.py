@@ -16,9 +16,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import conftest  # noqa: E402, F401  (a torchvision that imports everywhere)
-import networks  # noqa: E402
+import networks  # noqa: E402, F401  (for benchmarks that settle weights)
 
 import causalprune as cp  # noqa: E402
+from causalprune.experiments.model_specs import model_from  # noqa: E402
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -33,7 +34,7 @@ def data_folder() -> Path:
 
 def resnet20() -> nn.Module:
     """Return the CIFAR ResNet-20 of He et al. with published weights."""
-    return networks.resnet20(data_folder() / "weights/resnet20-12fca82f.th").eval()
+    return model_from("resnet20", data_folder() / "weights/resnet20-12fca82f.th").eval()
 
 
 def images(n: int, part: str = "train") -> tuple[Tensor, Tensor]:

@@ -35,7 +35,6 @@ OURS: Mapping[str, Mapping[str, Any]] = {
         "outcome": "logits",
         "intervention": "mean",
     },
-    "causalprune ablation, logits, do(0)": {"method": "ablation", "outcome": "logits"},
 }
 CALIBRATION = 512
 TEST = 1017

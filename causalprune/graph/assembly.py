@@ -141,7 +141,7 @@ def groups_of(
         consumers.
     """
     parts = partition(walk)
-    refusals = first_reasons(parts, walk.refusals)
+    refusals = first_reasons(parts, [*walk.refusals, *_mixed(walk, parts)])
     surgeries = first_reasons(parts, [*_unmet(walk, parts), *walk.surgeries])
     owned, consumers = _readings_by_group(walk.readings, parts)
     owned_in_training, consumers_in_training = _readings_by_group(walk.in_training, parts)
@@ -161,7 +161,7 @@ def groups_of(
             (p.order, Owned(p.layer, "producer", spans_of(parts.unit[p.atoms]))) for p in producers
         ]
         belongs = sorted([*made, *owned.get(g, [])], key=lambda item: item[0])
-        training = [
+        training: list[Owned | Consumer] = [
             *(item for _, item in owned_in_training.get(g, [])),
             *consumers_in_training.get(g, []),
         ]
@@ -184,9 +184,25 @@ def groups_of(
     return tuple(groups), refused
 
 
+def _numbers(parts: Partition) -> Labels:
+    """Return the number of every atom's unit among the units of all groups."""
+    numbers: Labels = np.concatenate([[0], np.cumsum(parts.n_units)])[parts.group] + parts.unit
+    return numbers
+
+
+def _mixed(walk: Walk, parts: Partition) -> list[tuple[Labels, str]]:
+    """Reasons against a cut that hold for the units, not only for the atoms they consist of."""
+    first = _numbers(parts)
+    return [
+        (np.unique(labels[labels >= 0]), reason)
+        for labels, reason, unless in walk.mixing
+        if not unless(np.where(labels >= 0, first[labels], -1))
+    ]
+
+
 def _unmet(walk: Walk, parts: Partition) -> list[tuple[Labels, str]]:
     """Reasons against surgery that hold for the units, not only for the atoms they consist of."""
-    first = np.concatenate([[0], np.cumsum(parts.n_units)])[parts.group] + parts.unit
+    first = _numbers(parts)
     heads = {r.layer: first[r.places] for r in walk.readings if r.role == "heads"}
     found = []
     for labels, reason, unless, told in walk.conditions:

@@ -37,6 +37,9 @@ def capture(model: nn.Module, example: Tensor, *, units: str = "groups") -> Unit
     Convolutions, linear layers and attention layers open units; activations, poolings, norms,
     depthwise convolutions, reshapes, slices and concatenations carry them on; a residual addition
     and the product with a gate couple them; the next convolution or linear layer consumes them.
+    A grouped convolution couples all channels that one of its groups reads and makes: the unit is
+    then that group. Where training mode calls layers that eval mode does not (auxiliary
+    classifiers), it is traced too, and what these layers read is in ``UnitGroup.training``.
 
     Every layer that produces units ends in a group, or in ``refused`` with the reason: its units
     feed the output, are normalised together (layer norm), or meet an operator without a rule. A
@@ -113,10 +116,12 @@ def _walked(traced: fx.GraphModule, model: nn.Module, *, alone: bool) -> Walk:
 def _look_at_training(walk: Walk, model: nn.Module, example: Tensor, idle: list[str]) -> None:
     """Learn who reads the units in training mode, if that calls layers which eval mode does not."""
     try:
-        called = called_in_training(model, example, idle)
-        if called:
-            join_training(walk, _walked(trace_training(model, example), model, alone=False))
+        traced = trace_training(model, example, idle)
+        if traced is not None:
+            join_training(walk, _walked(traced, model, alone=False))
     except Exception as error:  # runs and traces the user's forward: anything may come
+        if called_in_training(model, example, idle) == []:
+            return
         reason = (
             f"{', '.join(idle)} may read them in training mode, where the network cannot be run on "
             f"the example, or not be traced: {error}"
@@ -254,6 +259,8 @@ def _uncalled(walk: Walk, traced: fx.GraphModule, producing: set[str]) -> dict[s
             reasons[name] = f"is a {type(module).__name__}, which has no rule"
         elif name in direct:
             reasons[name] = "is not called as a layer: its parameters are used directly"
+        elif around := next((layer for layer in called if name.startswith(f"{layer}.")), ""):
+            reasons[name] = f"lies inside of layer {around!r}, which is traced as one"
         else:
             reasons[name] = "is not called in eval mode"
     return reasons

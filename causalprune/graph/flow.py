@@ -134,6 +134,7 @@ class Walk:
         self.refusals: list[tuple[Labels, str]] = []
         self.surgeries: list[tuple[Labels, str]] = []
         self.conditions: list[tuple[Labels, str, Condition, tuple[str, int] | None]] = []
+        self.mixing: list[tuple[Labels, str, Condition]] = []
         self.masks: dict[str, dict[str, torch.dtype]] = {}
         self.n_atoms = 0
 
@@ -175,8 +176,14 @@ class Walk:
         """Note that `layer` carries or consumes the atoms at its `places`."""
         self.readings.append(Reading(layer, role, node, places, self._order()))
 
-    def refuse(self, labels: Labels, reason: str) -> None:
-        """Declare units without a well defined cut; the first reason is kept."""
+    def refuse(self, labels: Labels, reason: str, unless: Condition | None = None) -> None:
+        """Declare units without a well defined cut; the first reason is kept.
+
+        `unless` gets the unit at every place of `labels`, as in :meth:`not_sliceable`.
+        """
+        if unless is not None:
+            self.mixing.append((labels, reason, unless))
+            return
         self.refusals.append((np.unique(labels[labels >= 0]), reason))
 
     def not_sliceable(

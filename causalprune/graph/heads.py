@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.passes.shape_prop import TensorMetadata
 
 from causalprune.graph.flow import Walk
 from causalprune.graph.trace import shape_of
@@ -63,8 +64,9 @@ def masks_of(node: fx.Node) -> dict[str, torch.dtype]:
     found = {}
     for place, name in ((3, "key_padding_mask"), (5, "attn_mask")):
         given = _argument(node, place, name)
-        if isinstance(given, fx.Node):
-            found[name] = given.meta["tensor_meta"].dtype
+        meta = given.meta.get("tensor_meta") if isinstance(given, fx.Node) else None
+        if isinstance(meta, TensorMetadata):
+            found[name] = meta.dtype
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from causalprune.graph.flow import Flow, Labels, Walk, describe, varies
+from causalprune.graph.flow import Flow, Labels, Walk, compressed, describe, varies
 from causalprune.graph.rules_shapes import argument, input_labels
 from causalprune.graph.trace import shape_of
 
@@ -182,7 +182,11 @@ def normalised_together(walk: Walk, node: fx.Node, labels: Labels, dims: list[in
     """Refuse units that one normalisation mixes; they are still the units of its output."""
     if not any(varies(labels, dim) for dim in dims):
         return labels
-    mixed = walk.mix(
-        node, [labels], f"{describe(node)} normalises all units of a position together"
+    reason = f"{describe(node)} normalises all units of a position together"
+    if walk.alone:
+        return walk.mix(node, [labels], reason)
+    # Inside one head, say, it is all of one unit that is normalised.
+    walk.refuse(
+        labels, reason, lambda units: not any(varies(compressed(units), dim) for dim in dims)
     )
-    return mixed if walk.alone else labels
+    return labels

@@ -170,12 +170,14 @@ def _with_sizes(walk: Walk, node: fx.Node, found: Flow | None, sizes: list[Any])
     """Look for constants among the `sizes` of a value, from its first dimension on."""
     if not isinstance(found, np.ndarray):
         return found
+    split = sum(varies(found, dim) for dim in range(found.ndim)) > 1
+    what, instead = ("heads", "-1") if split else ("features", "torch.flatten(x, 1)")
     for dim, fixed in zip(range(found.ndim), sizes, strict=False):
         if varies(found, dim) and isinstance(fixed, int) and fixed != -1:
             walk.not_sliceable(
                 found,
-                f"{describe(node)} fixes the number of features to the constant {fixed}; "
-                "write torch.flatten(x, 1)",
+                f"{describe(node)} fixes the number of {what} to the constant {fixed}; "
+                f"write {instead}",
                 partial(_is_one_unit_along, dim),
                 (innermost(node), fixed),
             )
@@ -282,12 +284,10 @@ def _taken(walk: Walk, node: fx.Node, labels: Labels, index: list[Any]) -> Flow 
     return compressed(labels[tuple(places)])
 
 
-def _evenly(
-    node: fx.Node, name: str, dim: int, parts: Sequence[Sequence[int]]
-) -> Condition | None:
-    """Condition under which parts whose size follows from the value stay the parts they are."""
-    size = None if name in ("chunk", "tensor_split") else argument(node, 1, "split_size_or_sections")
-    if name != "chunk" and not isinstance(size, fx.Node):
+def _evenly(node: fx.Node, name: str, dim: int, parts: Sequence[Sequence[int]]) -> Condition | None:
+    """Return when units can go from parts of equal sizes that follow from the value's size."""
+    size = argument(node, 1, ("split_size", "split_size_or_sections"))
+    if name != "chunk" and not (name == "split" and isinstance(size, fx.Node)):
         return None
 
     def condition(units: Labels) -> bool:

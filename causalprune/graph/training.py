@@ -16,10 +16,13 @@ from causalprune.graph.trace import shapes_of, symbolic, untouched
 __all__ = ["called_in_training", "join_training", "trace_training"]
 
 
-def called_in_training(model: nn.Module, example: Tensor, layers: Sequence[str]) -> list[str]:
+def called_in_training(
+    model: nn.Module, example: Tensor, layers: Sequence[str]
+) -> list[str] | None:
     """Return those of `layers` that a forward pass in training mode calls.
 
-    The pass leaves nothing behind: buffers, modes and the random state are put back.
+    The pass leaves nothing behind: buffers, modes and the random state are put back. ``None``
+    where it fails.
     """
     called: list[str] = []
     handles = [
@@ -31,16 +34,27 @@ def called_in_training(model: nn.Module, example: Tensor, layers: Sequence[str])
     try:
         with _training(model), torch.no_grad():
             model(_pair(example))
+    except Exception:  # the user's forward: anything may come
+        return None
     finally:
         for handle in handles:
             handle.remove()
     return list(dict.fromkeys(called))
 
 
-def trace_training(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    """Trace `model` in training mode, with the shapes of its values; raises what tracing raises."""
+def trace_training(
+    model: nn.Module, example: Tensor, layers: Sequence[str]
+) -> fx.GraphModule | None:
+    """Trace `model` in training mode, with the shapes of its values.
+
+    Returns ``None`` where that mode reaches none of `layers`; raises whatever tracing raises.
+    """
     with _training(model), torch.no_grad():
-        return shapes_of(symbolic(model), _pair(example))
+        traced = symbolic(model)
+        called = {str(n.target) for n in traced.graph.nodes if n.op in ("call_module", "get_attr")}
+        if not any(_is_within(layer, name) for layer in layers for name in called):
+            return None
+        return shapes_of(traced, _pair(example))
 
 
 def join_training(walk: Walk, training: Walk) -> None:
@@ -63,6 +77,11 @@ def join_training(walk: Walk, training: Walk) -> None:
         )
     for found, reason in (*training.refusals, *training.surgeries):
         walk.not_sliceable(atoms[found], f"in training mode: {reason}")
+    for labels, reason, unless, told in (
+        *training.conditions, *((*mixing, None) for mixing in training.mixing)
+    ):  # fmt: skip
+        places = np.where(labels >= 0, atoms[labels], -1)
+        walk.not_sliceable(places, f"in training mode: {reason}", unless, told)
     known = {(reading.layer, reading.role): reading.places for reading in walk.readings}
     for reading in training.readings:
         places = np.where(reading.places >= 0, atoms[reading.places], -1)
@@ -84,6 +103,11 @@ def _atoms(walk: Walk, training: Walk) -> Labels:
         if producer.layer in first:
             atoms[producer.atoms] = first[producer.layer] + np.arange(producer.n_units)
     return atoms
+
+
+def _is_within(layer: str, name: str) -> bool:
+    """Whether `name` is the layer, one of its tensors, or a layer that it is a part of."""
+    return f"{layer}.".startswith(f"{name}.") or name.startswith(f"{layer}.")
 
 
 def _pair(example: Tensor) -> Tensor:

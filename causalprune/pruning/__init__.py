@@ -1,12 +1,13 @@
 """From scores to a physically smaller network: plans, surgery, and the driver."""
 
 from causalprune.pruning.blocks import prune_blocks, remove_vanished
-from causalprune.pruning.cascades import cascade
 from causalprune.pruning.cascade_steps import CascadeStep, geometric_ratios
+from causalprune.pruning.cascades import cascade
 from causalprune.pruning.driver import prune
 from causalprune.pruning.footprint import Footprint
 from causalprune.pruning.masks import apply_masks, holding, load_masks, save_masks
 from causalprune.pruning.plans import Plan, PlanRow
+from causalprune.pruning.refit import refit
 from causalprune.pruning.retraining import SgdRecipe, retrain
 from causalprune.pruning.schedules import Iterative, OneShot, Progressive
 from causalprune.pruning.selection import plan
@@ -37,6 +38,7 @@ __all__ = [
     "prune_blocks",
     "prune_n_of_m",
     "prune_weights",
+    "refit",
     "remove_vanished",
     "retrain",
     "save_masks",

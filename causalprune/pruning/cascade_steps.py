@@ -152,6 +152,8 @@ class CascadeFolder:
         known = {
             **asdict(replace(step, model=nn.Identity(), masks=None, plan=None)),
             "plan": None if step.plan is None else json.loads(step.plan.to_json()),
+            # These methods have no effect scale, and JSON has no NaN.
+            "removed": [[each.group, each.unit, each.importance] for each in step.removed],
             "file": name,
         }
         del known["model"], known["masks"]
@@ -164,7 +166,7 @@ class CascadeFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             replace_file(self.path / name, content.getvalue())
-            replace_file(self.path / POINTER, json.dumps(pointer, indent=1) + "\n")
+            replace_file(self.path / POINTER, json.dumps(pointer, indent=1, allow_nan=False) + "\n")
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint: the step at ratio {step.ratio:g} cannot be written to {self.path}: "
@@ -197,7 +199,7 @@ class CascadeFolder:
         """Return a finished step around its network."""
         known = {**self.finished[number], "model": model, "masks": masks}
         del known["file"]
-        known["removed"] = tuple(Removal(**removal) for removal in known["removed"])
+        known["removed"] = tuple(Removal(*removal) for removal in known["removed"])
         known["footprint"] = Footprint(**known["footprint"])
         known["losses"] = tuple(known["losses"])
         known["plan"] = self.plan(number)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from causalprune.errors import UnknownNameError
+from causalprune.errors import InvalidArgumentError, UnknownNameError
 from causalprune.graph import UnitGraph, capture
 from causalprune.measures import count_macs
 from causalprune.pruning.calibration import collect, digest, read_once
@@ -145,8 +145,10 @@ def cascade(
     if method in FILTER_METHODS:
         if filters not in ("removed", "masked"):
             raise UnknownNameError("choice of filters", filters, ("removed", "masked"))
+        if form != "deterministic":
+            raise InvalidArgumentError(f"form: expected none for {method!r}, got {form!r}")
     elif method in WEIGHT_METHODS:
-        check_weight_method(method, form)
+        check_weight_method(method, form, outcome)
     else:
         raise UnknownNameError("method of a cascade", method, (*WEIGHT_METHODS, *FILTER_METHODS))
     if read_once(data):
@@ -158,9 +160,12 @@ def cascade(
         batch_size=batch_size,
         seed=seed,
     )
-    scoring: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
-    if method == "snip":
-        scoring["outcome"] = outcome
+    scoring: dict[str, Any] = {
+        "outcome": outcome,
+        "batch_size": batch_size,
+        "seed": seed,
+        "progress": progress,
+    }
     request = _Request(model, data, scored.data, method, form, scoring, options, retrain, held_out)
     folder = None
     if checkpoint is not None:

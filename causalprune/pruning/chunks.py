@@ -93,11 +93,12 @@ def next_chunk(run: Run, schedule: Progressive, scores: Scores) -> tuple[tuple[R
     if not course.order:
         held_all = all(name in held or len(units) < 2 for name, units in kept.items())
         return (), CRITICAL_LEFT if not held_all and len(order) == 0 else ALL_HELD
-    wanted = min(step_size(run, schedule), ratio - gone)
+    scale = 0.5 ** halved(run)
+    wanted = min(scale * step_size(run, schedule), ratio - gone)
     last = gone + wanted >= ratio - 1e-9
     # The course is about the network as it stands: its target is a fraction of what is left.
     choice = _choice(
-        course, standing.measure(course), wanted / (1 - gone), last, _most(run, schedule)
+        course, standing.measure(course), wanted / (1 - gone), last, _most(run, schedule, scale)
     )
     if not choice.any():
         return (), NEAREST
@@ -120,11 +121,21 @@ def step_size(run: Run, schedule: Progressive) -> float:
     return run.request.ratio / schedule.rounds
 
 
-def _most(run: Run, schedule: Progressive) -> int | None:
+def halved(run: Run) -> int:
+    """Count how often in a row a chunk has been reverted without anything being frozen."""
+    count = 0
+    for step in reversed(run.trace.steps):
+        if step.verdict != "reverted" or step.frozen:
+            break
+        count += 1
+    return count
+
+
+def _most(run: Run, schedule: Progressive, scale: float) -> int | None:
     """Bound the units of a step: where they cost next to nothing, a layer would go at once."""
     if schedule.rounds is not None:
         return None
-    return max(1, round(schedule.chunk * run.sizes.whole.units))
+    return max(1, round(scale * schedule.chunk * run.sizes.whole.units))
 
 
 def _standing(run: Run) -> _Standing:

@@ -61,6 +61,8 @@ def fold_means(
         Group name to the units that `small` lacks.
     """
     cut, kept = _cut(graph, remove), kept_outputs(original, graph, remove)
+    if not cut:
+        return
     with evaluating(original), evaluating(small), torch.no_grad():
         before, after = traced_of(original, images[:1], graph), traced_of(small, images[:1])
         means = _means(before, {layer: node for layer, (node, _) in cut.items()}, images)

@@ -28,7 +28,7 @@ from causalprune.pruning.run import Request, begin
 from causalprune.pruning.schedules import Iterative, Progressive, Schedule, resolve_schedule
 from causalprune.pruning.selection import check_request
 from causalprune.pruning.trace import Step, Trace
-from causalprune.scoring import resolve_method, resolve_outcome
+from causalprune.scoring import resolve_method
 
 __all__ = ["prune"]
 
@@ -263,8 +263,7 @@ def prune(
 
     def trace(empty: Plan) -> Trace:
         tolerance = chosen.tolerance if guarded and isinstance(chosen, Progressive) else None
-        measured = "" if outcome is None else resolve_outcome(outcome).name
-        return Trace(method, measured, name, compensation, empty, tolerance)
+        return Trace(method, "", name, compensation, empty, tolerance)
 
     run = begin(
         model,

@@ -19,7 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-__all__ = ["ShiftedGram", "has_shifted_gram", "outputs_of", "padding_of", "patches_of"]
+__all__ = [
+    "ShiftedGram",
+    "has_shifted_gram",
+    "outputs_of",
+    "padding_of",
+    "patches_of",
+    "weight_gradient",
+]
 
 
 def has_shifted_gram(layer: nn.Conv2d | nn.Linear) -> bool:
@@ -78,6 +85,28 @@ def padding_of(layer: nn.Conv2d, inputs: Tensor) -> tuple[Tensor, tuple[int, int
         return inputs, (down, across)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     return F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode), (0, 0)
+
+
+def weight_gradient(
+    inputs: Tensor,
+    size: tuple[int, int, int, int],
+    outputs: Tensor,
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Return the sums [O, I, kh, kw] over positions p of ``outputs(p) * inputs(p + offset)``.
+
+    In the inputs' own precision: a GPU's shorter TF32 products would spoil a Gram matrix.
+    """
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        sums: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
+            inputs, size, outputs, padding=padding, dilation=dilation
+        )
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+    return sums
 
 
 class _Axis(NamedTuple):
@@ -167,10 +196,7 @@ class ShiftedGram:
         neighbours = neighbours.contiguous(memory_format=torch.channels_last)
         n = inputs.shape[1]
         size = (n, n, kh, 2 * kw - 1)
-        sums: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
-            neighbours, size, inputs, dilation=(down, across)
-        )
-        return sums
+        return weight_gradient(neighbours, size, inputs, (0, 0), (down, across))
 
     def _missed(
         self, k: tuple[int, int], m: tuple[int, int]

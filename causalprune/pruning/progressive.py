@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from causalprune.pruning.chunks import NEAREST, REACHED, at_target, next_chunk, step_size
+from causalprune.pruning.chunks import NEAREST, REACHED, at_target, halved, next_chunk, step_size
 from causalprune.pruning.run import Run, train_again
 from causalprune.pruning.schedules import Progressive
 from causalprune.pruning.trace import Removal, Step
@@ -72,8 +72,13 @@ def _try(run: Run, schedule: Progressive, chunk: Sequence[Removal]) -> bool:
             Step("kept", tuple(chunk), decided.after, accuracy, reason), candidate, plan=decided
         )
         return True
+    reason = f"held-out accuracy {accuracy:.4f} is below {limit:.4f}"
+    if len(chunk) > 1 and halved(run) < schedule.halvings:
+        reason += ": half as much next"
+        run.record(Step("reverted", tuple(chunk), decided.after, accuracy, reason))
+        return False
     frozen, parts = _to_blame(run, schedule, chunk)
-    reason = f"held-out accuracy {accuracy:.4f} is below {limit:.4f}: frozen {', '.join(frozen)}"
+    reason += f": frozen {', '.join(frozen)}"
     run.record(Step("reverted", tuple(chunk), decided.after, accuracy, reason, frozen, parts))
     return False
 

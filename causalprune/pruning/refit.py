@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError, UnknownNameError, UnsupportedModelError
 from causalprune.graph import UnitGraph, evaluating
+from causalprune.graph.intervene import check_units
 from causalprune.pruning.lockstep import Budget, Passage, peak_bytes
 from causalprune.pruning.readers import Reader, Traced, readers_of, traced_of
 from causalprune.pruning.regression import Change, Moments
@@ -174,6 +175,8 @@ def refit_in_place(
 ) -> tuple[LayerFit, ...]:
     """Refit the layers of `small` itself to `images` [N, ...]; see :func:`refit`."""
     check_request(layers, ridge)
+    if not any(check_units(graph.group(name), units, "remove") for name, units in remove.items()):
+        return ()
     with evaluating(original), evaluating(small), torch.no_grad():
         before, after = traced_of(original, images[:1], graph), traced_of(small, images[:1])
         readers = readers_of(before, after, graph, remove, layers)

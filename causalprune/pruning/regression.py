@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
 
 from causalprune.pruning.gram import (
     ShiftedGram,
@@ -14,6 +13,7 @@ from causalprune.pruning.gram import (
     outputs_of,
     padding_of,
     patches_of,
+    weight_gradient,
 )
 
 __all__ = ["Change", "Moments"]
@@ -174,11 +174,10 @@ def _cross(layer: nn.Conv2d, inputs: Tensor, residual: Tensor) -> Tensor:
     """Return the sums [O + 1, I, kh, kw] of patch times residual; the last: of the patch alone."""
     inputs, padding = padding_of(layer, inputs)
     ones = torch.ones_like(residual[:, :1])
-    size = (residual.shape[1] + 1, *layer.weight.shape[1:])
-    sums: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
-        inputs, size, torch.cat([residual, ones], 1), 1, padding, layer.dilation
-    )
-    return sums
+    (kh, kw), (down, across) = layer.kernel_size, layer.dilation
+    size = (residual.shape[1] + 1, inputs.shape[1], kh, kw)
+    outputs = torch.cat([residual, ones], 1)
+    return weight_gradient(inputs, size, outputs, padding, (down, across))
 
 
 def _patch_bytes(layer: nn.Conv2d | nn.Linear, residual: Tensor) -> int:

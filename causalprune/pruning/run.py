@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from torch import nn
 
 from causalprune.errors import UnsupportedModelError
@@ -108,7 +109,9 @@ class Run:
         """Score the network as it stands; `seed` is added to the run's."""
         arguments = {**self.request.scoring, **changes}
         arguments["seed"] += seed
-        return score(self.network, self.data, **arguments)
+        found = score(self.network, self.data, **arguments)
+        self.trace = replace(self.trace, outcome=found.outcome)
+        return found
 
     def pruned(self, network: nn.Module, decided: Plan) -> nn.Module:
         """Apply a plan, with the run's compensation."""
@@ -146,6 +149,8 @@ class Run:
         self.trace = replace(self.trace, steps=(*self.trace.steps, step), **changes)
         self.network = self.network if network is None else network
         self.save()
+        if self.request.scoring.get("progress"):
+            Console().print(_told(len(self.trace.steps), step), highlight=False, markup=False)
         if self.on_step is not None:
             self.on_step(step)
 
@@ -159,6 +164,11 @@ class Run:
         """Write a checkpoint, where the run has a folder for it."""
         if self.folder is not None:
             write_checkpoint(self.folder, self.network, self.trace, self.arguments)
+
+
+def _told(number: int, step: Step) -> str:
+    size = f"{step.footprint.parameters:,} parameters, {step.footprint.macs:,} MACs"
+    return f"step {number}: {step.verdict}, {len(step.removed)} units, {size}; {step.reason}"
 
 
 def begin(

@@ -54,6 +54,9 @@ class Progressive:
     blame : str
         What a reverted chunk freezes. ``"layer"``: of its groups the one whose units alone cost
         most held-out accuracy. ``"chunk"``: all its groups.
+    halvings : int
+        How often a chunk that costs too much is tried again at half its size before anything is
+        frozen.
     by_category : bool or None
         Take units by category, detrimental, neutral, critical, instead of by importance.
         Default: for ``"cswap"``.
@@ -70,6 +73,7 @@ class Progressive:
     tolerance: float = 0.01
     held_out_fraction: float = 0.2
     blame: str = "layer"
+    halvings: int = 0
     by_category: bool | None = None
     per_cost: bool | None = None
     allow_critical: bool = False
@@ -135,6 +139,10 @@ def _check(schedule: Schedule) -> None:
             raise InvalidArgumentError(f"{name}: expected a number in (0, 1), got {value!r}")
     if schedule.blame not in ("layer", "chunk"):
         raise UnknownNameError("blame", schedule.blame, ("layer", "chunk"))
+    if type(schedule.halvings) is not int or schedule.halvings < 0:
+        raise InvalidArgumentError(
+            f"halvings: expected an integer of at least 0, got {schedule.halvings!r}"
+        )
     for name in ("guard", "by_category", "per_cost"):
         if not any(getattr(schedule, name) is value for value in (None, True, False)):
             raise InvalidArgumentError(

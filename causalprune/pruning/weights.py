@@ -157,24 +157,25 @@ def choose_weights(
     gone : Mapping of str to Tensor, optional
         Masks of earlier steps; what they took stays away.
     """
-    check_weight_method(method, form)
+    check_weight_method(method, form, outcome)
     if method == "wt":
+        for name in options or ():
+            raise UnknownNameError("option of method 'wt'", name, ())
         values: dict[str, Tensor] = weight_magnitudes(model)
         positions: Mapping[str, int] = {}
     else:
         if data is None:
             raise InvalidArgumentError(f"data: method {method!r} needs images, got none")
         images = max_images or (sample_size(model) if method == "sipp" else None)
-        chosen: dict[str, Any] = {"outcome": outcome} if method == "snip" else {}
         scores = score(
             model,
             data,
             method,
+            outcome,
             max_images=images,
             batch_size=batch_size,
             seed=seed,
             progress=progress,
-            **chosen,
             **(options or {}),
         )
         values = {name: torch.from_numpy(edge) for name, edge in scores.edges.items()}
@@ -324,14 +325,19 @@ def _check_ratio(ratio: object) -> None:
         raise InvalidArgumentError(f"ratio: expected a number in [0, 1), got {ratio!r}")
 
 
-def check_weight_method(method: str, form: str) -> None:
-    """Refuse a method that scores no single weights, or a form that it has not."""
+def check_weight_method(method: str, form: str, outcome: object = DEFAULT_OUTCOME) -> None:
+    """Refuse a method that scores no single weights, or a form or outcome that it has not."""
     if method not in WEIGHT_METHODS:
         raise UnknownNameError("method that scores single weights", method, WEIGHT_METHODS)
     if form not in FORMS:
         raise UnknownNameError("form of sipp", form, FORMS)
     if form != "deterministic" and method != "sipp":
         raise InvalidArgumentError(f"form: expected 'deterministic' for {method!r}, got {form!r}")
+    if method != "snip" and outcome != DEFAULT_OUTCOME:
+        raise InvalidArgumentError(
+            f"outcome: method {method!r} measures no outcome that could be chosen, leave out "
+            f"`outcome`; got {outcome!r}"
+        )
 
 
 def _masked_copy(model: nn.Module, budget: WeightBudget) -> nn.Module:

@@ -75,6 +75,7 @@ class Own(nn.Module):
         self.num_heads, self.head_dim, self.attn_dim = HEADS, WIDTH // HEADS, WIDTH
         self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
         self.drop = nn.Dropout(0.3)
+        self.norm = nn.LayerNorm(self.head_dim) if form == "normed" else nn.Identity()
         self.fused, self.form = fused, form
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,6 +87,7 @@ class Own(nn.Module):
         else:
             parts = self.qkv(x).reshape(n, m, 3, self.num_heads, self.head_dim)
         q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.norm(q), F.rms_norm(k, (self.head_dim,)) if self.form == "normed" else k
         if self.fused:
             x = F.scaled_dot_product_attention(q, k, v)
         else:
@@ -115,6 +117,7 @@ LAYERS = {
     "widths": lambda: Attends(_first(kdim=5, vdim=7), call="narrow"),
     "own": lambda: Attends(Own(), call="plain"),
     "own, in steps": lambda: Attends(Own(fused=False), call="plain"),
+    "own, normed": lambda: Attends(Own(form="normed"), call="plain"),
     "own, inferred": lambda: Attends(Own(form="inferred"), call="plain"),
 }
 
@@ -146,6 +149,7 @@ def _check_equal(model: nn.Module, graph: UnitGraph, decided: Plan) -> nn.Module
                     module.dropout = 0.0
         with torch.no_grad(), removed(model, graph, decided.remove):
             expected = model(IMAGES)
+        assert float((expected - model(IMAGES).detach()).abs().max()) > 1e-3  # the units mattered
         torch.testing.assert_close(small(IMAGES), expected, rtol=1e-5, atol=1e-5)
     assert decided.after.macs == _macs(small.eval(), IMAGES)
     assert decided.after.parameters == sum(p.numel() for p in small.parameters())
@@ -216,6 +220,26 @@ class Weighed(Attends):
 
     def attend(self, x: Tensor) -> Tensor:
         return super().attend(x) + F.linear(x, self.attention.out_proj.weight)
+
+
+def test_heads_inside_a_layer_of_torch_stay() -> None:
+    class Encoded(nn.Module):
+        """An encoder of torch.nn, which reads the weights of its attention layers itself."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 4, 9, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+            self.up, self.head = nn.Linear(16, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.relu(self.up(self.encoder(x[:, 0]).mean(1))))
+
+    model = networks.settle(Encoded())
+    assert "'encoder'" in capture(model, IMAGES).refused["encoder.layers.1.self_attn"]
+    decided = plan(model, score(model, IMAGES, "l1"), 0.5, "units")
+    assert set(decided.remove) == {"up"}
+    assert apply(model, decided)(IMAGES).shape == (5, 3)
 
 
 def _renamed(decided: Plan) -> Plan:

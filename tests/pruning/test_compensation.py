@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -19,9 +20,9 @@ from causalprune.errors import (
     UnsupportedModelError,
 )
 from causalprune.graph import capture
-from causalprune.pruning import Plan, apply, plan
+from causalprune.pruning import Plan, apply, plan, refit
 from causalprune.pruning.gram import ShiftedGram, patches_of
-from causalprune.pruning.refit import LayerFit, refit, refit_in_place
+from causalprune.pruning.refit import LayerFit, refit_in_place
 from causalprune.pruning.regression import Moments
 from causalprune.scoring import score
 
@@ -197,7 +198,7 @@ def test_refit_is_the_same_in_little_memory(
     model = networks.residual().double()
     remove = _some(model, X.double())
     whole, _ = _fits(model, X.double(), remove, layers="all")
-    monkeypatch.setattr("causalprune.pruning.refit.CHUNK_BYTES", 1)
+    monkeypatch.setattr(sys.modules[refit.__module__], "CHUNK_BYTES", 1)
     parts, _ = _fits(model, X.double(), remove, layers="all", max_cache_bytes=max_cache_bytes)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-8, atol=1e-8)

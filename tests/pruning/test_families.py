@@ -25,8 +25,6 @@ SAMPLE = {
     "regnety_002": 1.0,
     "repvgg_a0": 1.0,
     "ghostnet_050": 1.0,
-    "seresnext26d_32x4d": 1.0,
-    "res2net50_26w_4s": 0.5,
     "vit_tiny_patch16_224": 1.0,
     "mixer_s32_224": 1.0,
 }

@@ -107,6 +107,11 @@ def test_what_leaves_no_weight_is_refused() -> None:
         prune_weights(networks.lenet(), X, "wt", form="hybrid")
     with pytest.raises(InvalidArgumentError, match=r"data: method 'sipp' needs images"):
         prune_weights(networks.lenet())
+    for method in ("wt", "sipp"):
+        with pytest.raises(InvalidArgumentError, match="outcome"):
+            prune_weights(networks.lenet(), X, method, outcome="margin")
+        with pytest.raises(UnknownNameError, match=f"option of method '{method}'"):
+            prune_weights(networks.lenet(), X, method, steps=3)
 
 
 def test_weights_that_are_computed_are_refused() -> None:
@@ -272,7 +277,7 @@ def test_units_without_a_connection_vanish_for_good() -> None:
     assert plan.remove == expected
     assert parameters(small) == plan.after.parameters < parameters(model)
     close(small(X), model(X))
-    with pytest.raises(InvalidArgumentError, match=r"expected zeros where 'fc2'"):
+    with pytest.raises(InvalidArgumentError, match=r"expected zeros where 'fc1'"):
         remove_vanished(networks.lenet(), masks, X)
 
 

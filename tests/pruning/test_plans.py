@@ -74,7 +74,7 @@ requests = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(requests)
 def test_every_plan(request: Mapping[str, object]) -> None:
     model, scores = _wide()
@@ -88,7 +88,8 @@ def test_every_plan(request: Mapping[str, object]) -> None:
     before, after = (getattr(each, decided.of) for each in (decided.before, decided.after))
     assert decided.achieved_ratio == pytest.approx(1 - after / before)
     if decided.reached and step <= 2 and ratio >= 0.1 and not request["protect"]:
-        assert abs(decided.deviation) <= 0.01 * ratio
+        whole_units = step / before if decided.of == "units" else 0.0
+        assert abs(decided.deviation) <= 0.01 * ratio + whole_units
     assert decided.reached or decided.deviation < 0
     for name in ("parameters", "macs", "bytes"):
         for suffix, footprint in (("", decided.before), ("_after", decided.after)):
@@ -98,7 +99,7 @@ def test_every_plan(request: Mapping[str, object]) -> None:
     assert Plan.from_json(decided.to_json()) == decided
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.lists(st.floats(0, 0.9), min_size=2, max_size=2).map(sorted),
     st.sampled_from(COUNTED),

@@ -280,6 +280,30 @@ def test_a_chunk_that_costs_too_much_is_reverted_and_its_layer_frozen(
     assert accuracy(small, held_out) == 1.0 and trace.stopped.startswith("target reached")
 
 
+def test_a_chunk_may_be_halved_before_a_layer_is_frozen(scoring: Callable[..., str]) -> None:
+    model = guarded_network()
+    held_out = labelled(model, networks.images(60, seed=10))
+
+    def dead_ones_first(job: Any) -> Any:
+        first, second = job.graph.groups
+        dead = max(0, second.n_units - 8)  # as many as are left of the eight
+        importance = torch.cat([torch.zeros(dead), 2.0 + torch.arange(second.n_units - dead)])
+        return {
+            first.name: UnitScores(1.0 + torch.arange(first.n_units) / 100),
+            second.name: UnitScores(importance),
+        }
+
+    _, trace = traced(
+        model, X, scoring(dead_ones_first), 0.5, "units", schedule="progressive", chunk=0.45,
+        held_out=held_out, tolerance=0.0, halvings=2,
+    )  # fmt: skip
+    first, second = trace.steps[:2]
+    assert (first.verdict, first.frozen, len(first.removed)) == ("reverted", (), 10)
+    assert (second.verdict, len(second.removed)) == ("kept", 5)
+    assert all(unit.group == "3" and unit.unit < 8 for unit in second.removed)
+    assert len(trace.steps[2].removed) == 6  # after a kept step the chunk is whole again
+
+
 def test_only_critical_units_are_left() -> None:
     model = guarded_network()
     data = labelled(model, networks.images(300, seed=11))
@@ -400,6 +424,7 @@ def test_a_budget_is_raced_at_the_boundary_of_each_step(monkeypatch: pytest.Monk
         ({"rounds": 0}, "rounds: expected a positive integer"),
         ({"tolerance": -0.1}, r"tolerance: expected a fraction of the images in \[0, 1\]"),
         ({"held_out_fraction": 1.0}, "held_out_fraction: expected"),
+        ({"halvings": -1}, "halvings: expected an integer of at least 0"),
         ({"blame": "me"}, "unknown blame 'me'; known: chunk, layer"),
         ({"guard": "yes"}, "guard: expected True, False or None"),
         ({"allow_critical": 1}, "allow_critical: expected True or False"),
