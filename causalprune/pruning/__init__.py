@@ -6,7 +6,8 @@ from causalprune.pruning.cascades import cascade
 from causalprune.pruning.driver import prune
 from causalprune.pruning.footprint import Footprint
 from causalprune.pruning.masks import apply_masks, holding, load_masks, save_masks
-from causalprune.pruning.plans import Plan, PlanRow
+from causalprune.pruning.plan_differences import GroupDifference, PlanDifference
+from causalprune.pruning.plans import LayerRow, Plan, PlanRow
 from causalprune.pruning.refit import refit
 from causalprune.pruning.retraining import SgdRecipe, retrain
 from causalprune.pruning.schedules import Iterative, OneShot, Progressive
@@ -18,9 +19,12 @@ from causalprune.pruning.weights import prune_n_of_m, prune_weights
 __all__ = [
     "CascadeStep",
     "Footprint",
+    "GroupDifference",
     "Iterative",
+    "LayerRow",
     "OneShot",
     "Plan",
+    "PlanDifference",
     "PlanRow",
     "Progressive",
     "Removal",

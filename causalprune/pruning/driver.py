@@ -79,7 +79,7 @@ def prune(
     protect: Iterable[str] = (),
     compensation: str = "none",
     ridge: float = 1e-3,
-    refit_layers: str = "consumers",
+    refit_layers: str = "all",
     held_out: Any = None,
     retrain: Retraining | None = None,
     checkpoint: str | os.PathLike[str] | None = None,

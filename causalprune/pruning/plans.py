@@ -96,6 +96,21 @@ class Plan:
         `after`. The network itself is called ``""``.
     latency_before, latency_after : Latency or None
         What was measured, in alternation, for ``of="latency"``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from causalprune.pruning import plan
+    >>> from causalprune.scoring import score
+    >>> model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))
+    >>> scores = score(model, torch.arange(12.0).view(3, 4), "l1")
+    >>> half, most = (plan(model, scores, ratio, of="units") for ratio in (0.5, 0.9))
+    >>> [(row.layer, row.parameters, row.parameters_after) for row in half.layers]
+    [('0', 50, 25), ('2', 22, 12)]
+    >>> [(group.kept, group.other_kept, group.only) for group in half.diff(most).groups]
+    [(5, 1, ())]
+    >>> Plan.from_json(half.to_json()) == half
+    True
     """
 
     remove: Mapping[str, tuple[int, ...]]

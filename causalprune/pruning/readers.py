@@ -26,6 +26,9 @@ from causalprune.pruning.constants import Place, place_of
 
 __all__ = ["Reader", "Traced", "kept_outputs", "readers_of", "traced_of"]
 
+FLAT_BELOW = {"relu": 0.0, "hardswish": -3.0}
+"""Activations, and below what they are 0."""
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -116,6 +119,8 @@ class Reader:
         Between the layer and its pre-activation.
     place : Place or None
         Of a constant in the layer's output.
+    flat_below : float or None
+        Below it the activation behind the pre-activation is 0; None: it is so nowhere.
     """
 
     layer: str
@@ -126,6 +131,7 @@ class Reader:
     kept: Tensor | None
     norm: nn.BatchNorm1d | nn.BatchNorm2d | None
     place: Place | None
+    flat_below: float | None = None
 
     def inputs(self, value_of: Callable[[str], Any]) -> Tensor:
         """Return what the layer reads, [N, I, H, W] or [..., I]."""
@@ -209,10 +215,12 @@ def _reader(
             f"outputs of {layer!r}"
         )
     node = small.nodes[step.name]
-    pre, norm_name = _end(node, small, layer)
-    target, _ = _end(twin, original, layer)
+    site = site_of(node, small.modules, layer)
+    twin_site = site_of(twin, original.modules, layer)
+    pre, norm_name, activation = small.nodes[site.pre], site.norm, site.activation
+    target = original.nodes[twin_site.pre]
     if _path(node, pre) != _path(twin, target):  # nothing behind the layers themselves compares
-        pre, target, norm_name = _tensor(node), _tensor(twin), None
+        pre, target, norm_name, activation = _tensor(node), _tensor(twin), None, "identity"
     norm = None if norm_name is None else small.modules[norm_name]
     assert norm is None or isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
     return Reader(
@@ -224,13 +232,8 @@ def _reader(
         kept=kept,
         norm=norm,
         place=small.place_of_constant(layer),
+        flat_below=FLAT_BELOW.get(activation),
     )
-
-
-def _end(node: fx.Node, traced: Traced, layer: str) -> tuple[fx.Node, str | None]:
-    """Node of the pre-activation behind a layer, and the batch norm on the way there."""
-    site = site_of(node, traced.modules, layer)
-    return traced.nodes[site.pre], site.norm
 
 
 def _path(node: fx.Node, end: fx.Node) -> list[str]:

@@ -64,12 +64,20 @@ class Moments:
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _shifted: ShiftedGram | None = None
+    _patches_seen: bool = False
 
     def __post_init__(self) -> None:
         """Choose how the Gram matrix is accumulated."""
         if not self.by_rows and has_shifted_gram(self.layer):
             assert isinstance(self.layer, nn.Conv2d)
             self._shifted = ShiftedGram(self.layer)
+
+    def restart(self) -> None:
+        """Forget the residuals; the patches stay, so the same inputs are to be added again."""
+        for name in ("cross", "residual", "squares"):
+            self._sums.pop(name, None)
+        self._rows.clear()
+        self._patches_seen = True
 
     @property
     def finite(self) -> bool:
@@ -94,22 +102,26 @@ class Moments:
                 self._add_rows(patches_of(self.layer, part), outputs_of(self.layer, explained))
             return
         self._note(outputs_of(self.layer, residual))
-        self._shifted.add(inputs)
         cross = _cross(self._shifted.layer, inputs, residual)
-        self._sum("patch", cross[-1:].flatten(1))
         self._sum("cross", cross[:-1].flatten(1).T[None])
+        if not self._patches_seen:
+            self._shifted.add(inputs)
+            self._sum("patch", cross[-1:].flatten(1))
 
     def _add_rows(self, rows: Tensor, explained: Tensor) -> None:
         self._note(explained)
-        self._sum("patch", rows.sum(1, dtype=torch.float64))
+        if not self._patches_seen:
+            self._sum("patch", rows.sum(1, dtype=torch.float64))
         if self.by_rows:
             self._rows.append((rows, explained))
             return
-        self._sum("gram", rows.mT @ rows)
+        if not self._patches_seen:
+            self._sum("gram", rows.mT @ rows)
         self._sum("cross", rows.mT @ explained)
 
     def _note(self, explained: Tensor) -> None:
-        self.n += explained.shape[1]
+        if not self._patches_seen:
+            self.n += explained.shape[1]
         self._sum("residual", explained.sum(1, dtype=torch.float64))
         self._sum("squares", explained.double().square().sum(1))
 
@@ -117,14 +129,25 @@ class Moments:
         total = self._sums.get(name)
         self._sums[name] = part.double() if total is None else total.add_(part)
 
-    def solve(self, ridge: float, *, constant: bool = True) -> Change:
-        """Minimise ``|R - X D - c|^2 + lambda |D|^2``.
+    def solve(self, ridge: float, *, constant: bool = True, made: Tensor | None = None) -> Change:
+        """Minimise ``|R - X D - c|^2 + lambda |D + made|^2``.
 
         With lambda = `ridge` * the mean of the diagonal of ``X'X`` (per group); c carries no
         penalty, and is zero where there is to be no `constant`.
+
+        Parameters
+        ----------
+        ridge : float
+        constant : bool
+        made : Tensor [O, I / groups, *kernel], float64, optional
+            Changes of the weight that have been made before. Default: none.
         """
         solved = self._solved_by_rows if self.by_rows else self._solved
-        change, mean_patch, after = solved(ridge, constant)
+        n_groups = self._sums["patch"].shape[0]
+        weight = self.layer.weight if made is None else made
+        before = weight.new_zeros(weight.shape, dtype=torch.float64) if made is None else made
+        before = before.reshape(n_groups, -1, weight[0].numel()).mT
+        change, mean_patch, after = solved(ridge, constant, before)
         mean_residual = self._sums["residual"] / self.n
         offset = torch.zeros_like(mean_residual)
         if constant:
@@ -132,7 +155,7 @@ class Moments:
         weight = change.mT.reshape(self.layer.weight.shape)
         return Change(weight, offset.flatten(), self._sums["squares"].flatten(), after.flatten())
 
-    def _solved(self, ridge: float, constant: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _solved(self, ridge: float, constant: bool, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gram = self._sums["gram"] if self._shifted is None else self._shifted.matrix()[None]
         cross, squares = self._sums["cross"], self._sums["squares"]
         mean_patch = self._sums["patch"] / self.n
@@ -143,11 +166,14 @@ class Moments:
             gram = torch.baddbmm(gram, scaled, mean_patch[:, None], alpha=-1)
             cross = torch.baddbmm(cross, scaled, mean_residual[:, None], alpha=-1)
             squares = squares - self.n * mean_residual**2
-        change = _ridge_solution(gram, cross, penalty)
+        # The whole change has the penalty, so what has been made is explained once more.
+        change = _ridge_solution(gram, cross + gram @ made, penalty) - made
         explained = 2 * (change * cross).sum(1) - (change * (gram @ change)).sum(1)
         return change, mean_patch, (squares - explained).clamp(min=0)
 
-    def _solved_by_rows(self, ridge: float, constant: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _solved_by_rows(
+        self, ridge: float, constant: bool, made: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         rows = torch.cat([part for part, _ in self._rows], 1).double()
         explained = torch.cat([part for _, part in self._rows], 1).double()
         penalty = ridge * rows.square().sum((1, 2)) / rows.shape[2]
@@ -155,7 +181,8 @@ class Moments:
         if constant:
             rows = rows - mean_patch[:, None]
             explained = explained - explained.mean(1, keepdim=True)
-        change = rows.mT @ _ridge_solution(rows @ rows.mT, explained, penalty)
+        whole = _ridge_solution(rows @ rows.mT, explained + rows @ made, penalty)
+        change = rows.mT @ whole - made
         return change, mean_patch, (explained - rows @ change).square().sum(1)
 
 

@@ -36,14 +36,15 @@ def apply(
     max_images: int | None = None,
     batch_size: int = 256,
     ridge: float = 1e-3,
-    refit_layers: str = "consumers",
+    refit_layers: str = "all",
     max_cache_bytes: int = 2**30,
 ) -> nn.Module:
     """Return a physically smaller copy of a network; the network itself is untouched.
 
-    Weights, biases, batch-norm parameters and buffers, depthwise filters and the consumers' input
-    columns are sliced, and the modules' size attributes with them; modules keep their classes,
-    modes and devices. An ``nn.MultiheadAttention`` that loses heads becomes another module of plain
+    Weights, biases, batch-norm parameters and buffers, depthwise filters, whole groups of grouped
+    convolutions and the consumers' input columns, those of training's auxiliary classifiers too,
+    are sliced, and the modules' size attributes with them; modules keep their classes, modes and
+    devices. An ``nn.MultiheadAttention`` that loses heads becomes another module of plain
     torch layers with the same call (:func:`causalprune.pruning.attention.fewer_heads`). The copy
     needs no causalprune to run or to be pickled. Before it is
     returned it is run once on noise against the original with the same units zeroed

@@ -74,7 +74,8 @@ def time_saved(model: nn.Module, sizes: Sizes, timing: Timing) -> dict[str, list
     """Return the milliseconds that each unit alone saves, by what its layers take.
 
     Every layer is timed where it stands in the network; a unit saves of that what it has in the
-    layer's multiply-accumulates (of its bytes where it has none, as a norm).
+    layer's multiply-accumulates (of its bytes where it has none, as a norm). Multiply-accumulates
+    of the whole network tell less: their speed differs much between layers.
     """
     spent = layer_times(model, list(sizes.layers), timing)
     saved: dict[tuple[str, int], float] = {}

@@ -143,10 +143,10 @@ def test_regression_on_columns_that_repeat_takes_the_smallest_change() -> None:
 
 
 def test_refit_of_one_layer_by_brute_force() -> None:
-    """Target, patches and shortcut of a residual block, written out by hand."""
+    """Targets, patches and shortcut of a residual block with its ReLU, written out by hand."""
     model = networks.residual().double()
     x, remove, ridge = X.double(), {"block1.conv1": (0, 2)}, 1e-3
-    small, (fit,) = _fits(model, x, remove, ridge=ridge)
+    small, (fit,) = _fits(model, x, remove, ridge=ridge, layers="consumers")
     with torch.no_grad():
         stem = F.relu(model.bn(model.stem(x)))
         block = model.block1
@@ -154,21 +154,30 @@ def test_refit_of_one_layer_by_brute_force() -> None:
         norm = block.bn2
         weight = block.conv2.weight[:, [1, 3]]
         whole = norm(block.conv2(F.relu(block.bn1(block.conv1(stem))))) + stem
-        residual = whole - (norm(F.conv2d(inner, weight, padding=1)) + stem)
+        start = norm(F.conv2d(inner, weight, padding=1)) + stem
         rows = F.unfold(inner, 3, padding=1).movedim(1, 2).flatten(0, 1)
-        r = residual.movedim(1, -1).flatten(0, 2)
+        target, begin = (v.movedim(1, -1).flatten(0, 2) for v in (whole, start))
         centred, penalty = rows - rows.mean(0), ridge * rows.square().sum() / rows.shape[1]
         gram = centred.T @ centred + penalty * torch.eye(rows.shape[1])
-        change = torch.linalg.solve(gram, centred.T @ (r - r.mean(0)))
-        constant = r.mean(0) - rows.mean(0) @ change
+        wanted, errors = target, []
+        for _ in range(4):
+            r = wanted - begin
+            change = torch.linalg.solve(gram, centred.T @ (r - r.mean(0)))
+            constant = r.mean(0) - rows.mean(0) @ change
+            now = begin + rows @ change + constant
+            left = (wanted - now).square().sum()
+            errors.append(float((now.relu() - target.relu()).square().sum()))
+            wanted = torch.where(target > 0, target, now.clamp(max=0))
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
         expected = weight + (change.T.reshape(weight.shape) / scale[:, None, None, None])
         torch.testing.assert_close(small.block1.conv2.weight, expected)
         means = norm.running_mean - constant / scale
         torch.testing.assert_close(small.block1.bn2.running_mean, means)
-        left = (r - rows @ change - constant).square().sum()
+        shown = F.relu(norm(small.block1.conv2(inner)) + stem) - whole.relu()
+    assert errors[-1] < errors[0]  # what the rounds are for: the error behind the ReLU
+    assert float(shown.square().sum()) == pytest.approx(errors[-1])
     assert fit.layer == "block1.conv2"
-    assert fit.before == pytest.approx(float(r.square().sum()))
+    assert fit.before == pytest.approx(float((target - begin).square().sum()))
     assert fit.after == pytest.approx(float(left))
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import networks
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -380,65 +379,6 @@ def test_everything_protected() -> None:
     decided = plan(model, scores, 0.5, protect="*")
     assert decided.remove == {} and not decided.reached
     assert decided.after == decided.before
-
-
-# ---- scores that do not fit ---------------------------------------------------------------------
-
-
-def _broken(scores: Scores, how: str) -> Scores:
-    frame = scores.frame
-    changed = {
-        "missing": lambda: frame.drop(index=3),
-        "twice": lambda: pd.concat([frame, frame.iloc[[3]]], ignore_index=True),
-        "extra": lambda: frame.assign(unit=frame["unit"] + 5 * (frame["unit"] == 3)),
-        "group": lambda: frame.assign(group=frame["group"].replace("fc2", "fc7")),
-        "nan": lambda: frame.assign(importance=frame["importance"].where(frame["unit"] != 2)),
-        "infinite": lambda: frame.assign(importance=float("inf")),
-        "text": lambda: frame.assign(importance="high"),
-        "none": lambda: frame.assign(importance=None),
-        "truth": lambda: frame.assign(importance=True),
-        "fraction": lambda: frame.assign(unit=frame["unit"] + 0.5),
-    }
-    return replace(scores, frame=changed[how]())
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("missing", r"'conv1'.*lacks 3"),
-        ("twice", r"'conv1'.*twice 3"),
-        ("extra", r"lacks 3; has also 8"),
-        ("group", "'fc7'"),
-        ("nan", "unit 2 of 'conv1' is not finite"),
-        ("infinite", "finite"),
-        ("text", "numbers as importance"),
-        ("none", "numbers as importance"),
-        ("truth", "numbers as importance"),
-        ("fraction", "numbers as unit"),
-    ],
-)
-def test_broken_scores(how: str, message: str) -> None:
-    model = networks.lenet()
-    with pytest.raises(InvalidArgumentError, match=message):
-        plan(model, _broken(score(model, X, "l1"), how))
-
-
-def test_scores_of_filters_that_are_coupled() -> None:
-    model = networks.residual()
-    alone = score(model, X, "l1", units="filters")
-    with pytest.raises(InvalidArgumentError, match=r"'block1.conv2'.*'stem'.*groups"):
-        plan(model, alone)
-
-
-def test_scores_of_another_network_say_what_differs() -> None:
-    scores = score(networks.lenet(), X, "l1")
-    with pytest.raises(InvalidArgumentError, match="no layer 'conv1'"):
-        plan(networks.mlp(), scores)
-    other = networks.LeNet()
-    other.fc1 = nn.Linear(24, 11)
-    other.fc2 = nn.Linear(11, 8)
-    with pytest.raises(InvalidArgumentError, match="'fc1' has 11 outputs, not 10"):
-        plan(other, scores)
 
 
 # ---- on disk, and next to each other ------------------------------------------------------------
