@@ -56,6 +56,10 @@ ROWS = (
     Row("ablation, mean absolute change of the loss, one shot", by("ablation")),
     Row("ablation, squared change of the logits, one shot", LOGITS),
     Row(f"ablation, squared change of the logits, re-scored {STEPS} times", LOGITS, STEPS),
+    Row(
+        "ablation by do(mean), squared change of the logits, one shot",
+        by("ablation", outcome="logits", intervention="mean"),
+    ),
 )
 COMPENSATIONS = ("none", "mean", "refit")
 

@@ -141,7 +141,7 @@ def groups_of(
         consumers.
     """
     parts = partition(walk)
-    refusals = first_reasons(parts, [*walk.refusals, *_mixed(walk, parts)])
+    refusals = first_reasons(parts, [*_mixed(walk, parts), *walk.refusals])
     surgeries = first_reasons(parts, [*_unmet(walk, parts), *walk.surgeries])
     owned, consumers = _readings_by_group(walk.readings, parts)
     owned_in_training, consumers_in_training = _readings_by_group(walk.in_training, parts)

@@ -204,9 +204,13 @@ def _choice(
             high = middle - 1
     if low == limit or not last:
         return course.first(min(low + 1, limit))
-    found = choose(course, measure, wanted).taken
-    removed = sum(len(units) for units in course.remove(found).values())
-    if most is None or removed <= most:
-        return found
     runs = [course.first(low), course.first(low + 1)]
-    return min(runs, key=lambda run: abs(float(measure(run[None])[0]) - wanted))
+    nearest = min(runs, key=lambda taken: abs(float(measure(taken[None])[0]) - wanted))
+    found = choose(course, measure, wanted).taken
+    # Meeting the target to the last percent is not worth a layer of cheap units out of order.
+    enough = max(2 * _n_units(course, nearest), 2)
+    return found if _n_units(course, found) <= enough else nearest
+
+
+def _n_units(course: Course, taken: Counts) -> int:
+    return sum(len(units) for units in course.remove(taken).values())

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 from causalprune.errors import InvalidArgumentError, UnsupportedModelError
-from causalprune.graph import UnitGraph, capture, removed
+from causalprune.graph import Interventions, UnitGraph, capture, removed
 from causalprune.pruning import Plan, apply, plan
 from causalprune.pruning.footprint import sizes_of
 from causalprune.scoring import fingerprint, score
@@ -417,3 +417,28 @@ def test_looking_at_training_mode_leaves_nothing_behind() -> None:
         ("helper_norm", 1),
         ("helper", 1),
     ]
+
+
+@pytest.mark.parametrize("name", ["two groupings", "grouped concatenation", "depthwise multiplier"])
+def test_effects_are_those_of_what_surgery_removes(name: str) -> None:
+    model = _model(RIGHT[name])
+    graph = capture(model, X)
+    with torch.no_grad():
+        run = Interventions(model, graph, example=X[:1])
+        run.observe(X)
+        for group in graph.groups:
+            outputs = run.remove(group.name, range(group.n_units))
+            for unit, output in enumerate(outputs):
+                with removed(model, graph, {group.name: [unit]}):
+                    torch.testing.assert_close(output, model(X), rtol=1e-9, atol=1e-9)
+    for method in ("path", "ablation", "taylor", "l1"):
+        frame = score(model, (X, torch.arange(len(X))), method).frame
+        assert frame.groupby("group").size().to_dict() == {g.name: g.n_units for g in graph.groups}
+        assert frame["importance"].notna().all()
+    norms = score(model, X, "l1").frame.set_index(["group", "unit"])["importance"]
+    group = graph.groups[0]
+    weights = [model.get_submodule(o.layer).weight[o.columns([1])] for o in group.owned
+               if o.role == "producer"]  # fmt: skip
+    assert norms[group.name, 1] == pytest.approx(
+        sum(float(w.detach().abs().sum()) for w in weights)
+    )
