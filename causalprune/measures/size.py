@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from causalprune.errors import InvalidArgumentError
 from causalprune.graph import evaluating
+from causalprune.graph.recording import frozen
 
-__all__ = ["count_macs", "count_parameters", "parameter_bytes"]
+__all__ = ["count_macs", "count_parameters", "counted_attention", "parameter_bytes"]
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -94,14 +95,17 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
     """
     require_tensor(example)
     counter = FlopCounterMode(display=False)
-    with evaluating(model), torch.no_grad(), _plain_attention(), counter:
+    with evaluating(model), frozen(model), torch.no_grad(), counted_attention(), counter:
         model(example)
     return int(counter.get_total_flops()) // 2
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Compute attention by matrix products: the counter does not see the fused operators."""
+def counted_attention() -> Iterator[None]:
+    """Compute attention by operators whose FLOPs torch's counter sees, in a ``with`` block.
+
+    It sees neither the fused layer nor the fused attention of the CPU.
+    """
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

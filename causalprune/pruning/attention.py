@@ -9,17 +9,15 @@ exported, compiled and trained.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["MASKS", "counted_attention", "fewer_heads", "macs_within", "parameters_of_heads"]
+__all__ = ["MASKS", "fewer_heads", "macs_within", "parameters_of_heads"]
 
 MASKS = ("key_padding_mask", "attn_mask")
 
@@ -214,21 +212,6 @@ def _weights(graph: fx.Graph, scores: fx.Node, mask: fx.Node | None, *, boolean:
 def parameters_of_heads(layer: nn.MultiheadAttention) -> list[nn.Parameter]:
     """Return the parameters of `layer` of which every head has an equal share."""
     return [parameter for name, parameter in layer.named_parameters() if name != "out_proj.bias"]
-
-
-@contextmanager
-def counted_attention() -> Iterator[None]:
-    """Compute attention by operators whose FLOPs torch's counter sees, in a ``with`` block.
-
-    It sees neither the fused layer nor the fused attention of the CPU.
-    """
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def macs_within(counter: FlopCounterMode, model: nn.Module, layer: str) -> int:

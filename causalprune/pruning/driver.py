@@ -117,7 +117,10 @@ def prune(
         See :func:`causalprune.pruning.plan`; a progressive run counts anything but
         ``"latency"``.
     outcome : str or callable, optional
-        What the effects are measured on. Default: that of :func:`causalprune.scoring.score`.
+        What the effects are measured on. Default: ``"logits"``, how far the output moves on each
+        image, for methods that can compare two outputs, because gains on some images do not make
+        up for losses on others when a unit goes for good; else that of
+        :func:`causalprune.scoring.score`.
     schedule : str or Schedule, optional
         ``"one_shot"``, ``"progressive"``, ``"iterative"``, or one of
         :class:`~causalprune.pruning.schedules.Progressive` and
@@ -215,7 +218,7 @@ def prune(
         "max_cache_bytes": max_cache_bytes,
         "seed": seed,
         "progress": progress,
-        **({} if outcome is None else {"outcome": outcome}),
+        **_outcome(method, outcome),
         **_race(method, budget, ratio, scope),
         **left,
     }
@@ -305,6 +308,14 @@ def _check_progressive(of: str, scope: object) -> None:
         raise InvalidArgumentError(
             f"scope: expected 'global' or 'layer' for a progressive run, got {scope!r}"
         )
+
+
+def _outcome(
+    method: str, outcome: str | Callable[..., Tensor] | None
+) -> dict[str, str | Callable[..., Tensor]]:
+    if outcome is not None:
+        return {"outcome": outcome}
+    return {"outcome": "logits"} if resolve_method(method).compares else {}
 
 
 def _race(method: str, budget: float | None, ratio: float | None, scope: object) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from causalprune.errors import InvalidArgumentError
 from causalprune.graph import Consumer, Owned, Span, UnitGraph, UnitGroup, evaluating, frozen
 from causalprune.graph.units import widths_in
-from causalprune.pruning.attention import counted_attention, macs_within, parameters_of_heads
+from causalprune.measures.size import counted_attention
+from causalprune.pruning.attention import macs_within, parameters_of_heads
 
 __all__ = ["Footprint", "LayerSize", "Sizes", "sizes_of"]
 

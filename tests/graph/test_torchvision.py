@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from causalprune.graph import UnitGraph, capture, removed
+from causalprune.measures.size import counted_attention
 from causalprune.pruning import Footprint, Plan, apply
-from causalprune.pruning.attention import counted_attention
 from causalprune.pruning.footprint import sizes_of
 from causalprune.scoring import fingerprint
 

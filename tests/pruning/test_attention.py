@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from causalprune.errors import InvalidArgumentError
 from causalprune.graph import UnitGraph, capture, removed
+from causalprune.measures.size import counted_attention
 from causalprune.pruning import Plan, apply, plan
-from causalprune.pruning.attention import counted_attention, fewer_heads
+from causalprune.pruning.attention import fewer_heads
 from causalprune.pruning.footprint import sizes_of
 from causalprune.scoring import score
 
