@@ -112,11 +112,15 @@ def ranks_of(
 
 @dataclass(frozen=True)
 class Block:
-    """Units of one lane (a column of :attr:`Sizes.lanes`) that go at once, with their mean rank."""
+    """Units of one lane (a column of :attr:`Sizes.lanes`) that go at once.
+
+    With their mean rank, and the sum of their importances.
+    """
 
     lane: int
     units: tuple[int, ...]
     rank: float
+    importance: float
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,14 @@ class Course:
         lanes = np.array([block.lane for block in self.order[:n]], np.int64)
         return np.bincount(lanes, minlength=len(self.limits)).astype(np.int64)
 
+    def importance(self, choices: Counts) -> NDArray[np.float64]:
+        """Return the summed importance [n] of what choices [n, L] take."""
+        sums = np.zeros((len(self.limits), int(self.limits.max(initial=0)) + 1))
+        for lane, blocks in enumerate(self.blocks):
+            sums[lane, 1 : len(blocks) + 1] = np.cumsum([block.importance for block in blocks])
+        found = np.take_along_axis(sums[None], choices[:, :, None], axis=2)
+        return np.asarray(found[:, :, 0].sum(1), np.float64)
+
     def kept(self, choices: Counts) -> Counts:
         """Return the units [n, L] that stay of every lane, for choices [n, L]."""
         return np.take_along_axis(self._left[None], choices[:, :, None], axis=2)[:, :, 0]
@@ -182,8 +194,11 @@ def course_of(
     ranks: Mapping[str, Sequence[float]],
     held: Collection[str] = (),
     round_to: int = 1,
+    importance: Mapping[str, Sequence[float]] | None = None,
 ) -> Course:
     """Order the units of all groups but those `held`; at least one unit of each lane stays.
+
+    What the units are worth is their `importance`, or else their rank.
 
     With ``round_to`` above 1 units go in blocks that leave every layer which makes them a
     multiple of `round_to` channels; a lane that has no more than `round_to` stays whole.
@@ -200,7 +215,9 @@ def course_of(
         for place, (start, end) in enumerate(_cuts(len(units), step)):
             # The means of a lane ascend but for rounding.
             last = max(last, math.fsum(ranks[name][u] for u in units[start:end]) / (end - start))
-            order.append((last, lane, place, Block(lane, tuple(units[start:end]), last)))
+            worth = math.fsum((importance or ranks)[name][u] for u in units[start:end])
+            block = Block(lane, tuple(units[start:end]), last, worth)
+            order.append((last, lane, place, block))
     return Course(tuple(block for *_, block in sorted(order, key=lambda item: item[:3])), sizes)
 
 

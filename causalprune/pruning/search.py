@@ -21,6 +21,8 @@ Counts = NDArray[np.int64]
 Measure = Callable[[Counts], NDArray[np.float64]]
 """Choices [n, L] (see :class:`Course`) to the fractions [n] that they remove of the target."""
 
+FAR = 0.1
+"""How far from the target, relative to it, the order may lead before it is given up for it."""
 _ROUNDING = 1e-12
 _EXCHANGES = 3
 _NEIGHBOURS = 20_000
@@ -64,6 +66,10 @@ def choose(
     that fit; where that does not help (coarse steps), blocks of one lane are exchanged for some
     of another. Of what was tried, the first that meets the target is chosen, or else the nearest.
 
+    What is out of order must be no dearer than the next block in order, in summed importance:
+    meeting the target to the last percent is not worth a layer of small units that matter. Only
+    where the order misses the target by more than a tenth of it is that given up.
+
     Parameters
     ----------
     course : Course
@@ -85,16 +91,31 @@ def choose(
         reached = everything >= ratio * (1 - TOLERANCE) - _ROUNDING
         return Choice(course.limits.copy(), everything, reached)
     n, tried = _longest(course, measure, ratio, everything, slack)
-    if not meets(tried[0][1], ratio):
-        tried += _filled(course, measure, ratio, n, patience)
-        tried = _preferred(tried, ratio)
-    if not meets(tried[0][1], ratio):
-        tried += _exchanged(course, measure, ratio, tried[0], patience)
-        tried = _preferred(tried, ratio)
+    far = abs(tried[0][1] - ratio) > FAR * ratio
+    dearest = math.inf if far else _worth(course, n)
+    for others in (_filled, _exchanged):
+        if meets(tried[0][1], ratio):
+            break
+        found = others(course, measure, ratio, n, tried[0], patience)
+        tried = _preferred(tried + _affordable(course, found, dearest), ratio)
     return Choice(*tried[0], True)
 
 
 Tried = list[tuple[Counts, float]]
+
+
+def _worth(course: Course, n: int) -> float:
+    """Return the importance of the first `n` blocks, with the next where that is more."""
+    runs = np.stack([course.first(n), course.first(n + 1)])
+    dearest = float(course.importance(runs).max())
+    return dearest + 1e-9 * abs(dearest)
+
+
+def _affordable(course: Course, tried: Tried, dearest: float) -> Tried:
+    if not tried or dearest == math.inf:
+        return tried
+    worth = course.importance(np.stack([taken for taken, _ in tried]))
+    return [each for each, value in zip(tried, worth.tolist(), strict=True) if value <= dearest]
 
 
 def _preferred(tried: Tried, ratio: float) -> Tried:
@@ -129,7 +150,14 @@ def _longest(
     return low, sorted(tried, key=lambda each: abs(each[1] - ratio))
 
 
-def _filled(course: Course, measure: Measure, ratio: float, n: int, patience: int) -> Tried:
+def _filled(
+    course: Course,
+    measure: Measure,
+    ratio: float,
+    n: int,
+    nearest: tuple[Counts, float],
+    patience: int,
+) -> Tried:
     """Go on after the first `n` blocks, down the order, with those that still fit.
 
     Where one block of a lane does not fit, no later one of it does.
@@ -154,7 +182,12 @@ def _filled(course: Course, measure: Measure, ratio: float, n: int, patience: in
 
 
 def _exchanged(
-    course: Course, measure: Measure, ratio: float, nearest: tuple[Counts, float], patience: int
+    course: Course,
+    measure: Measure,
+    ratio: float,
+    n: int,
+    nearest: tuple[Counts, float],
+    patience: int,
 ) -> Tried:
     """Take some blocks more or less of one lane or two, and go on from the best of it."""
     tried: Tried = []

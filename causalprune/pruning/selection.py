@@ -155,7 +155,14 @@ def plan(
     if scope == "global" and empty.ratio and bool(scores.frame["effect"].notna().any()):
         saved = _saved(task)
     ranks = ranks_of(importance, "layer" if scope == "layer" else "global", saved)
-    course = course_of(graph, task.sizes, ranks, {g for gs in held.values() for g in gs}, step)
+    course = course_of(
+        graph,
+        task.sizes,
+        ranks,
+        {g for gs in held.values() for g in gs},
+        step,
+        ranks if scope == "layer" else importance,
+    )
     if named is not None:
         choice, latencies = _by_share(course, named), None
     else:
