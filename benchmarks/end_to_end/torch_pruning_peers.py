@@ -35,6 +35,11 @@ OURS: Mapping[str, Mapping[str, Any]] = {
         "outcome": "logits",
         "intervention": "mean",
     },
+    "causalprune taylor, logits, do(mean)": {
+        "method": "taylor",
+        "outcome": "logits",
+        "intervention": "mean",
+    },
 }
 CALIBRATION = 512
 TEST = 1017

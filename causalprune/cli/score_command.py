@@ -51,7 +51,7 @@ def score(
         float | None, typer.Option(help="Forward-equivalents that may be spent.")
     ] = None,
     units: Annotated[str, typer.Option(help="groups or filters.")] = "groups",
-    intervention: Annotated[str, typer.Option(help="zero, mean or resample.")] = "zero",
+    intervention: Annotated[str, typer.Option(help="zero, mean, resample or predicted.")] = "zero",
     confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
     max_images: Annotated[int | None, typer.Option(help="Use so many images.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 256,

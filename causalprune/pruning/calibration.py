@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from causalprune.errors import DataError
-from causalprune.graph import evaluating
 from causalprune.scoring import as_batches
 
-__all__ = ["Images", "accuracy", "collect", "digest", "read_once", "split"]
+__all__ = ["Images", "collect", "digest", "read_once", "split"]
 
 
 @dataclass(frozen=True)
@@ -82,28 +81,6 @@ def split(images: Images, fraction: float) -> tuple[Images, Images]:
     if targets is None:
         return Images(inputs[:first]), Images(inputs[first:])
     return Images(inputs[:first], targets[:first]), Images(inputs[first:], targets[first:])
-
-
-def accuracy(model: nn.Module, images: Images, batch_size: int) -> float:
-    """Fraction of the images that a network gets right, in eval mode.
-
-    Raises
-    ------
-    DataError
-        If the images have no class indices.
-
-    Examples
-    --------
-    >>> accuracy(nn.Identity(), Images(torch.eye(3), torch.tensor([0, 1, 1])), 256).__round__(3)
-    0.667
-    """
-    tensor = next(iter([*model.parameters(), *model.buffers()]), None)
-    device = torch.device("cpu") if tensor is None else tensor.device
-    right = 0
-    with torch.no_grad(), evaluating(model):
-        for batch in as_batches(images.data, batch_size=batch_size, device=device):
-            right += int((model(batch.inputs).argmax(1) == batch.targets).sum())
-    return right / len(images.inputs)
 
 
 def digest(images: Images) -> str:

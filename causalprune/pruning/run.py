@@ -14,7 +14,7 @@ from torch import nn
 
 from causalprune.errors import UnsupportedModelError
 from causalprune.graph import UnitGraph, capture
-from causalprune.pruning.calibration import Images, accuracy
+from causalprune.pruning.calibration import Images
 from causalprune.pruning.checkpoints import (
     check_same_run,
     read_checkpoint,
@@ -29,6 +29,7 @@ from causalprune.pruning.selection import plan
 from causalprune.pruning.surgery import apply
 from causalprune.pruning.targets import memory_of
 from causalprune.pruning.trace import Removal, Step, Trace
+from causalprune.pruning.training import evaluate
 from causalprune.scoring import Scores, score
 
 __all__ = ["Request", "Run", "begin", "extended", "in_original", "kept_units", "train_again"]
@@ -121,7 +122,8 @@ class Run:
         """Held-out accuracy, where images are held out."""
         if self.held_out is None:
             return None
-        return accuracy(network, self.held_out, self.request.scoring["batch_size"])
+        batch_size = self.request.scoring["batch_size"]
+        return evaluate(network, self.held_out.data, batch_size=batch_size)
 
     def without(self, units: Sequence[Removal]) -> tuple[Plan, nn.Module]:
         """Take `units` out of the original network as well, beside all that are gone."""
