@@ -292,7 +292,13 @@ def _driven(
     model: nn.Module, parts: ImageParts | None, example: torch.Tensor, settings: dict[str, Any]
 ) -> _Pruned:
     from causalprune.pruning import prune as drive
+    from causalprune.scoring.methods import resolve_method
 
+    method = settings["method"]
+    if parts is None and resolve_method(method).needs_data:
+        raise InvalidArgumentError(f"--data: expected images, which method {method!r} needs")
+    if parts is None and settings["compensation"] != "none":
+        raise InvalidArgumentError("--data: expected images, which the compensation needs")
     data: Any = example if parts is None else parts.calibration
     held_out: dict[str, Any] = {}
     if parts is not None and parts.held_out is not None:

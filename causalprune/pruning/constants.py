@@ -59,6 +59,7 @@ def place_of(bias: Tensor | None, node: fx.Node, modules: Mapping[str, nn.Module
     if bias is not None:
         return Place(bias)
     norms: dict[tuple[str, int], nn.BatchNorm1d | nn.BatchNorm2d] = {}
+    calls: set[fx.Node] = set()
     waiting, seen = [(node, 0)], {(node, 0)}
     while waiting:
         current, start = waiting.pop()
@@ -66,6 +67,7 @@ def place_of(bias: Tensor | None, node: fx.Node, modules: Mapping[str, nn.Module
             module = modules.get(str(user.target)) if user.op == "call_module" else None
             if isinstance(module, _NORMS) and module.running_mean is not None:
                 norms[str(user.target), start] = module
+                calls.add(user)
                 continue
             passed = _passed(user, current, module)
             if not passed:
@@ -76,7 +78,17 @@ def place_of(bias: Tensor | None, node: fx.Node, modules: Mapping[str, nn.Module
     # Added twice to one value, the constant would count twice in what follows.
     if not norms or len({name for name, _ in norms}) != len(norms):
         return None
+    if _called_elsewhere(calls, modules):
+        return None
     return Place(None, tuple((norm, start) for (_, start), norm in norms.items()))
+
+
+def _called_elsewhere(calls: set[fx.Node], modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a norm is called on another value too, which its running means would move as well."""
+    norms = {id(modules[str(call.target)]) for call in calls}
+    graph = next(iter(calls)).graph
+    others = (node for node in graph.nodes if node.op == "call_module" and node not in calls)
+    return any(id(modules.get(str(other.target))) in norms for other in others)
 
 
 def _passed(user: fx.Node, current: fx.Node, module: nn.Module | None) -> list[int]:

@@ -283,11 +283,11 @@ def mismatch(plan: Plan, model: nn.Module) -> str:
         One without rows for the layers (schema 1) tells nothing.
     model : nn.Module
     """
-    here = {
-        name: sum(parameter.numel() for parameter in module.parameters(recurse=False))
-        for name, module in model.named_modules()
-    }
-    told = []
+    here, told, seen = dict[str, int](), [], set[int]()
+    for name, module in model.named_modules():  # a shared parameter counts once, as in the plan
+        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        seen.update(id(parameter) for parameter in own)
+        here[name] = sum(parameter.numel() for parameter in own)
     for row in plan.layers:
         if row.parameters and row.layer not in here:
             told.append(f"it has no layer {row.layer!r}")

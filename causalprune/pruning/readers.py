@@ -266,7 +266,7 @@ def _weight_of(model: nn.Module, layer: str) -> Tensor | None:
 
 
 def _own_weights(traced: Traced) -> set[str]:
-    """Layers whose weights are theirs alone, plain, and used once."""
+    """Layers whose weights and biases are theirs alone, plain, and used once."""
     owners = Counter(
         id(parameter)
         for module in traced.model.modules()
@@ -277,11 +277,22 @@ def _own_weights(traced: Traced) -> set[str]:
     own = set()
     for layer, n_calls in calls.items():
         module = traced.model.get_submodule(layer)
-        weight = module._parameters.get("weight")
-        plain = weight is not None and not parametrize.is_parametrized(module)
-        if plain and n_calls == 1 and owners[id(weight)] == 1:
+        plain = "weight" in module._parameters and not parametrize.is_parametrized(module)
+        alone = all(owners[id(each)] == 1 for each in module.parameters(recurse=False))
+        if plain and alone and n_calls == 1 and not _read_elsewhere(traced, layer):
             own.add(layer)
     return own
+
+
+def _read_elsewhere(traced: Traced, layer: str) -> bool:
+    """Whether another step than the layer itself reads a parameter of it."""
+    names = (f"{layer}.weight", f"{layer}.bias")
+    return any(
+        user is not traced.projections[layer]
+        for node in traced.nodes.values()
+        if node.op == "get_attr" and node.target in names
+        for user in node.users
+    )
 
 
 def kept_outputs(

@@ -264,6 +264,8 @@ def test_no_data_and_no_shape(made: tuple[str, ...], tmp_path: Path) -> None:
     assert "--images: expected --data beside it" in _refused(*made[:4], "--images", "3", *out)
     shape = ("--input-shape", "1,8,8", "--method", "path")
     assert "need" in _refused(*made[:4], *shape, *out)
+    folding = ("--input-shape", "1,8,8", "--method", "l1", "--compensation", "mean")
+    assert "the compensation needs" in _refused(*made[:4], *folding, *out)
 
 
 def test_nothing_is_left_of_a_folder_that_cannot_be_written(
