@@ -15,17 +15,12 @@ __all__ = ["example_of"]
 def example_of(
     model: nn.Module, shape: Sequence[int], dtype: str, example: Tensor | None = None
 ) -> Tensor:
-    """Return one image on the model's device: the first of `example`, or noise of `shape`.
-
-    Noise of an integer dtype is of zeros and ones, which index any table.
-    """
+    """Return one image on the model's device: the first of `example`, or noise of `shape`."""
     tensor = next(iter([*model.parameters(), *model.buffers()]), None)
     device = torch.device("cpu") if tensor is None else tensor.device
     if example is not None:
         if not isinstance(example, Tensor) or example.ndim < 2 or len(example) < 1:
             raise InvalidArgumentError("example: expected a batch of inputs [N, ...]")
         return example[:1].to(device)
-    generator, wanted = torch.Generator().manual_seed(0), getattr(torch, dtype)
-    if wanted.is_floating_point or wanted.is_complex:
-        return torch.randn(tuple(shape), generator=generator).to(device, wanted)
-    return torch.randint(0, 2, tuple(shape), generator=generator).to(device, wanted)
+    noise = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))
+    return noise.to(device, getattr(torch, dtype))

@@ -86,22 +86,3 @@ def test_the_message_about_another_network_does_not_blame_tied_layers() -> None:
     with pytest.raises(InvalidArgumentError, match="'head' has 40 parameters") as caught:
         apply(Tied(4), decided)
     assert "'q'" not in str(caught.value)
-
-
-class Tokens(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(6, 4)
-        self.hidden, self.head = nn.Linear(4, 9), nn.Linear(9, 3)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(F.relu(self.hidden(self.table(tokens))).mean(1))
-
-
-def test_integer_inputs_need_no_example() -> None:
-    model = networks.settle(Tokens())
-    tokens = torch.randint(0, 6, (5, 8))
-    decided = plan(model, score(model, tokens, "l1"), 0.4, "units")
-    small = apply(model, decided)
-    assert small(tokens).shape == (5, 3)
-    assert sum(p.numel() for p in small.parameters()) == decided.after.parameters
