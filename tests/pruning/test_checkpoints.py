@@ -40,7 +40,8 @@ def noisy(network: nn.Module) -> None:
 def progressive(model: nn.Module, **options: Any) -> tuple[nn.Module, Trace]:
     data = X, labels(model)
     arguments = {"guard": True, "tolerance": 0.4, "chunk": 0.2, "schedule": "progressive"}
-    return prune(model, data, "taylor", 0.5, "units", return_trace=True, **{**arguments, **options})
+    arguments.update(options)
+    return prune(model, data, "taylor", 0.5, "units", "loss", return_trace=True, **arguments)
 
 
 def iterative(model: nn.Module, **options: Any) -> tuple[nn.Module, Trace]:

@@ -74,8 +74,8 @@ STRUCTURE = {
     },
     "grouped": {
         "last": ("output", "tokens", 1),
-        "tokens": ("tokens", "grouped", 1),
-        "grouped": ("grouped", "first", 1),
+        # A group of the convolution and what it reads are one unit, two columns wide behind it.
+        "tokens": ("tokens", "first", 2),
     },
 }
 

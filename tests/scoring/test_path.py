@@ -120,8 +120,10 @@ def test_units_and_edges_equal_zeroed_weights(kind: str, data: tuple[Tensor, Ten
     alone[0, :width] = True
     assert effect(alone).sum(1).mean() == pytest.approx(float(by_edge[0, 0]), abs=1e-12)
 
-    scores = score(model, data, "path", batch_size=4, edges=True)
-    plain, _ = _paths(model, data)
+    # Surgery takes whole groups of a grouped convolution; the channels alone are its layer's own.
+    units = "filters" if kind == "grouped" else "groups"
+    scores = score(model, data, "path", batch_size=4, edges=True, units=units)
+    plain, _ = _paths(model, data, units=units)
     tolerance = 1e-5 * max(1e-3, float(by_unit.abs().max()))
     torch.testing.assert_close(plain["0"], by_unit, atol=tolerance, rtol=1e-4)
     np.testing.assert_allclose(scores.edges[str(at)], by_edge, atol=tolerance, rtol=1e-4)
