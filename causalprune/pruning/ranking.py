@@ -105,9 +105,15 @@ def ranks_of(
             for place, unit in enumerate(sorted(range(len(values)), key=values.__getitem__)):
                 ranks[name][unit] = (place + 0.5) / len(values)
         else:
-            per_saving = zip(values, saved[name], strict=True)
-            ranks[name] = [value / worth if worth > 0 else math.inf for value, worth in per_saving]
+            ranks[name] = list(map(_per_saving, values, saved[name]))
     return ranks
+
+
+def _per_saving(importance: float, saved: float) -> float:
+    """What is worth less than nothing goes the sooner, the more it saves."""
+    if saved <= 0:
+        return math.inf
+    return importance / saved if importance >= 0 else importance * saved
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from causalprune.pruning.timing import (
     time_saved,
     timed,
 )
-from causalprune.scoring import Scores, fingerprint
+from causalprune.scoring import METHODS, Scores, fingerprint
 
 __all__ = ["check_request", "plan"]
 
@@ -66,12 +66,13 @@ def plan(
     Units are taken in ascending order of their rank until the target is reached. The rank is, for
     ``scope="global"``, the importance divided by what the unit alone would save of `of`
     (importances on the scale of an outcome compare across layers), or the plain importance for
-    l1, l2 and random; for ``scope="layer"`` the quantile of the importance within its group, so
-    that every layer loses about the same fraction of its units. Where the next unit in this order
-    would miss the target by more than 1 % of it, later ones that fit are taken instead, and units
-    of different layers are exchanged, until the target is met; where no such choice meets it, the
-    plan says how close it comes. A layer always keeps at least one unit. Units that can be
-    intervened on but not removed for good stay. Nothing is changed.
+    norms, random and C-SWAP, whose importances are an order; for ``scope="layer"`` the quantile of
+    the importance within its group, so that every layer loses about the same fraction of its units.
+    Where the next unit in this order would miss the target by more than 1 % of it, later ones that
+    fit are taken instead, and units of different layers are exchanged, until the target is met, as
+    long as that costs no more importance than the next unit would; where no such choice meets the
+    target, the plan says how close it comes. A layer always keeps at least
+    one unit. Units that can be intervened on but not removed for good stay. Nothing is changed.
 
     Parameters
     ----------
@@ -152,7 +153,7 @@ def plan(
         round_to=step,
     )
     saved = {name: [1.0] * len(values) for name, values in importance.items()}
-    if scope == "global" and empty.ratio and bool(scores.frame["effect"].notna().any()):
+    if scope == "global" and empty.ratio and _are_amounts(scores):
         saved = _saved(task)
     ranks = ranks_of(importance, "layer" if scope == "layer" else "global", saved)
     course = course_of(
@@ -238,6 +239,13 @@ def _check_removable(model: nn.Module, graph: UnitGraph) -> None:
     raise UnsupportedModelError(
         f"model: no unit of {type(model).__name__} can be removed for good ({told or 'no layers'})"
     )
+
+
+def _are_amounts(scores: Scores) -> bool:
+    """Whether importances are amounts of an outcome, and so compare per what a unit saves."""
+    method = METHODS.get(scores.method)
+    on_a_scale = bool(scores.frame["effect"].notna().any())
+    return on_a_scale and not (method is not None and method.orders)
 
 
 def _saved(task: _Task) -> dict[str, list[float]]:

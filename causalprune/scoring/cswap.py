@@ -63,7 +63,12 @@ class ClassTests:
     p_equivalent: Numbers
 
 
-@register_method("cswap", interventions=("zero", "mean", "resample"), outcomes=("probability",))
+@register_method(
+    "cswap",
+    interventions=("zero", "mean", "resample"),
+    outcomes=("probability",),
+    orders=True,
+)
 def cswap(
     job: Job,
     *,

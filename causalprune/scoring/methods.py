@@ -221,6 +221,7 @@ class Method:
     interventions: tuple[str, ...] = ("zero",)
     outcomes: tuple[str, ...] | None = None
     compares: bool = False
+    orders: bool = False
 
     def takes_outcome(self, name: str) -> bool:
         """Tell whether the method measures changes of the outcome called `name`."""
@@ -281,6 +282,7 @@ def register_method(
     interventions: tuple[str, ...] = ("zero",),
     outcomes: tuple[str, ...] | None = None,
     compares: bool = False,
+    orders: bool = False,
 ) -> Callable[[MethodFunction], MethodFunction]:
     """Make a scoring method known under `name` (decorator).
 
@@ -312,6 +314,9 @@ def register_method(
     compares : bool
         Whether it measures outcomes that compare two outputs
         (:class:`causalprune.scoring.outcomes.Outcome`), too.
+    orders : bool
+        Whether importances are places in an order rather than amounts, so that plans do not
+        divide them by what a unit saves.
 
     Raises
     ------
@@ -342,6 +347,7 @@ def register_method(
             interventions,
             outcomes,
             compares,
+            orders,
         )
         return function
 

@@ -70,3 +70,29 @@ def test_scores_of_another_network_say_what_differs() -> None:
     other.fc2 = nn.Linear(11, 8)
     with pytest.raises(InvalidArgumentError, match="'fc1' has 11 outputs, not 10"):
         plan(other, scores)
+
+
+def _two_layers() -> nn.Module:
+    # A unit of the first layer saves far more than one of the second.
+    head = nn.ReLU(), nn.Linear(8, 3)
+    layers = nn.Flatten(), nn.Linear(256, 4), nn.ReLU(), nn.Linear(4, 8), *head
+    return networks.settle(nn.Sequential(*layers))
+
+
+def test_an_order_is_not_divided_by_what_units_save() -> None:
+    """A critical unit does not go before a neutral one because it is large."""
+    layers = nn.Flatten(), nn.Linear(256, 40), nn.ReLU(), nn.Linear(40, 200), nn.ReLU()
+    model = networks.settle(nn.Sequential(*layers, nn.Linear(200, 3)))
+    scores = score(model, X, "taylor", "logits")
+    worth = [1.5 if group == "1" else 0.5 for group in scores.frame["group"]]
+    amounts = replace(scores, frame=scores.frame.assign(importance=worth))
+    assert set(plan(model, amounts, 0.2).remove) == {"1"}
+    assert set(plan(model, replace(amounts, method="cswap"), 0.2).remove) == {"3"}
+
+
+def test_what_is_worth_less_than_nothing_goes_the_sooner_the_more_it_saves() -> None:
+    model = _two_layers()
+    scores = score(model, X, "taylor", "logits")
+    worth = [-1.0 if unit == 0 else 1.0 + unit for unit in scores.frame["unit"]]
+    decided = plan(model, replace(scores, frame=scores.frame.assign(importance=worth)), 0.24)
+    assert decided.remove == {"1": (0,)}
