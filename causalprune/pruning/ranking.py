@@ -110,7 +110,7 @@ def ranks_of(
 
 
 def _per_saving(importance: float, saved: float) -> float:
-    """What is worth less than nothing goes the sooner, the more it saves."""
+    """Return the rank; what is worth less than nothing goes the sooner, the more it saves."""
     if saved <= 0:
         return math.inf
     return importance / saved if importance >= 0 else importance * saved
