@@ -104,7 +104,7 @@ def measure(
 
 def table(found: Mapping[tuple[str, str], list[float]]) -> list[str]:
     lines = [
-        "| filters chosen by | plain removal | means folded | consumers refit |",
+        "| filters chosen by | plain removal | means folded | layers refit |",
         "|---|---|---|---|",
     ]
     for row in ROWS:
