@@ -44,17 +44,17 @@ class Ranking:
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     scope: str = "global"
-    causal: bool = False
 
 
 LOGITS = {"outcome": "logits", "intervention": "mean"}
 RANKINGS: Mapping[str, Ranking] = {
-    "ablation, logits, do(mean)": Ranking("ablation", LOGITS, causal=True),
-    "taylor, logits, do(mean)": Ranking("taylor", LOGITS, causal=True),
-    "ablation, loss": Ranking("ablation", causal=True),
-    "cswap": Ranking("cswap", causal=True),
-    "path, loss": Ranking("path", causal=True),
-    "irreplaceable": Ranking("irreplaceable", causal=True),
+    "ablation, logits, do(mean)": Ranking("ablation", LOGITS),
+    "taylor, logits, do(mean)": Ranking("taylor", LOGITS),
+    "path, logits, do(mean)": Ranking("path", LOGITS),
+    "ablation, loss": Ranking("ablation"),
+    "cswap": Ranking("cswap"),
+    "path, loss": Ranking("path"),
+    "irreplaceable": Ranking("irreplaceable"),
     "taylor, loss": Ranking("taylor"),
     "l1": Ranking("l1"),
     "l1, same share of every layer": Ranking("l1", scope="layer"),
