@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 RATIO = 0.5
-REPEATS = {1: 25, 8: 9}
+REPEATS = {1: 15, 8: 5}
 MEMORY_BATCH = 8
 MEMORY_REPEATS = 3
 SIZE = 224
