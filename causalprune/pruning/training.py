@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from causalprune.errors import DataError, InvalidArgumentError
 from causalprune.graph import evaluating
-from causalprune.scoring import as_batches
+from causalprune.scoring.data import as_batches, is_pair
 
 __all__ = ["Augmentation", "TrainingLog", "check_numbers", "evaluate", "fit"]
 
@@ -170,7 +170,7 @@ def evaluate(model: nn.Module, data: Any, *, batch_size: int = 512) -> float:
     >>> evaluate(nn.Identity(), (torch.eye(3), torch.tensor([0, 1, 1])))
     0.6666666666666666
     """
-    if _is_pair(data):
+    if is_pair(data):
         _check_pair(*data)
     tensor = next(iter([*model.parameters(), *model.buffers()]), None)
     device = torch.device("cpu") if tensor is None else tensor.device
@@ -243,7 +243,7 @@ class _Loader:
 def _source(data: Any, batch_size: int) -> _Tensors | _Loader:
     if isinstance(data, TensorDataset) and len(data.tensors) == 2:
         data = data.tensors
-    if _is_pair(data):
+    if is_pair(data):
         return _Tensors(*_check_pair(*data), batch_size)
     if isinstance(data, Dataset) and isinstance(data, Sized):
         if not len(data):
@@ -266,14 +266,6 @@ def _length(data: object) -> int | None:
         return len(data) if isinstance(data, Sized) else None
     except TypeError:  # a loader over an iterable data set has a length it does not know
         return None
-
-
-def _is_pair(data: Any) -> bool:
-    return (
-        isinstance(data, (tuple, list))
-        and len(data) == 2
-        and all(isinstance(part, Tensor) for part in data)
-    )
 
 
 def _check_pair(images: Tensor, labels: Tensor) -> Batch:

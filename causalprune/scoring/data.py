@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from causalprune.errors import DataError, InvalidArgumentError
 
-__all__ = ["Batch", "Batches", "as_batches"]
+__all__ = ["Batch", "Batches", "as_batches", "is_pair"]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _open(data: Any, batch_size: int) -> tuple[Iterable[Any], int | None, int | 
         if data.ndim < 2:
             raise DataError(f"data: expected images [N, ...], got shape {tuple(data.shape)}")
         data = TensorDataset(data)
-    elif _is_pair(data):
+    elif is_pair(data):
         inputs, targets = data
         if inputs.ndim < 2 or targets.ndim < 1 or len(inputs) != len(targets):
             raise DataError(
@@ -177,7 +177,8 @@ def _length(data: object) -> int | None:
         return None
 
 
-def _is_pair(data: Any) -> bool:
+def is_pair(data: Any) -> bool:
+    """Tell whether `data` is two tensors: inputs and targets."""
     return (
         isinstance(data, (tuple, list))
         and len(data) == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,51 +12,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pruning.plan_cases import Wide, X, chance_scores, wide
 from torch import Tensor, nn
 
-from causalprune.errors import InvalidArgumentError, RecordError, UnknownNameError
+from causalprune.errors import InvalidArgumentError, RecordError
 from causalprune.graph import capture
 from causalprune.measures import count_macs, parameter_bytes, peak_activation_bytes
 from causalprune.pruning import Plan, apply, plan
 from causalprune.scoring import Scores, score
 
-X = networks.images(3)
 COUNTED = ("parameters", "macs", "units")
-
-
-class Wide(nn.Module):
-    """Many small units: a residual stage, a second one, and a linear layer behind a flatten."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 27, 3, padding=1)
-        self.norm = nn.BatchNorm2d(27)
-        self.inner = nn.Conv2d(27, 40, 3, padding=1, bias=False)
-        self.outer = nn.Conv2d(40, 27, 1)
-        self.down = nn.Conv2d(27, 33, 3, stride=4)
-        self.hidden = nn.Linear(33 * 16, 50)
-        self.last = nn.Linear(50, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.stem(x)).relu()
-        x = x + self.outer(self.inner(x).relu())
-        x = self.down(x.relu()).relu().flatten(1)
-        return self.last(self.hidden(x).relu())
-
-
-@functools.lru_cache(maxsize=1)
-def _wide() -> tuple[nn.Module, Scores]:
-    model = networks.settle(Wide())
-    return model, _with_effects(score(model, X, "random", seed=5))
-
-
-def _with_effects(scores: Scores) -> Scores:
-    """Scores on the scale of an outcome, which are ranked by what the units save."""
-    return replace(scores, frame=scores.frame.assign(effect=scores.frame["importance"]))
-
-
-def _scores(model: nn.Module) -> Scores:
-    return _with_effects(score(model, X, "random", seed=int(torch.randint(99, (1,)))))
 
 
 # ---- what holds for every plan ------------------------------------------------------------------
@@ -76,7 +40,7 @@ requests = st.fixed_dictionaries(
 @settings(max_examples=15, deadline=None)
 @given(requests)
 def test_every_plan(request: Mapping[str, object]) -> None:
-    model, scores = _wide()
+    model, scores = wide()
     decided = plan(model, scores, **request)  # type: ignore[arg-type]
     step, ratio = request["round_to"] or 1, request["ratio"]
     assert isinstance(step, int) and isinstance(ratio, float)
@@ -105,7 +69,7 @@ def test_every_plan(request: Mapping[str, object]) -> None:
     st.sampled_from(["global", "layer"]),
 )
 def test_more_goes_for_a_higher_ratio(ratios: list[float], of: str, scope: str) -> None:
-    model, scores = _wide()
+    model, scores = wide()
     less, more = (plan(model, scores, ratio, of, scope=scope) for ratio in ratios)
     # Both are met within 1 %, so that only targets further apart need to be in order.
     if less.reached and ratios[1] - ratios[0] > 0.02:
@@ -120,7 +84,7 @@ def test_more_goes_for_a_higher_ratio(ratios: list[float], of: str, scope: str) 
 
 @pytest.mark.parametrize("of", COUNTED)
 def test_sizes_per_layer_are_those_of_the_pruned_network(of: str) -> None:
-    model, scores = _wide()
+    model, scores = wide()
     decided = plan(model, scores, 0.45, of)
     small = apply(model, decided)
     rows = {row.layer: row for row in decided.layers}
@@ -191,7 +155,7 @@ def test_a_target_that_coarse_units_miss_is_told() -> None:
 
 def test_rounding_leaves_small_layers_alone() -> None:
     model = networks.lenet()  # groups of 4, 6, 10 and 8
-    decided = plan(model, _scores(model), 0.9, "units", round_to=6)
+    decided = plan(model, chance_scores(model), 0.9, "units", round_to=6)
     assert {row.group: row.kept for row in decided.table} == {
         "conv1": 4, "conv2": 6, "fc1": 6, "fc2": 6,
     }  # fmt: skip
@@ -208,7 +172,7 @@ def test_rounding_counts_channels_where_a_unit_has_several() -> None:
     group = capture(model, X).groups[0]
     assert group.n_units == 12
     for ratio in (0.2, 0.5, 0.8):
-        small = apply(model, plan(model, _scores(model), ratio, "units", round_to=8))
+        small = apply(model, plan(model, chance_scores(model), ratio, "units", round_to=8))
         assert small[0].out_channels % 8 == 0 and small[2].out_channels % 8 == 0
 
 
@@ -229,7 +193,7 @@ class Attending(nn.Module):
 
 def test_rounding_counts_the_features_of_heads() -> None:
     model = networks.settle(Attending())
-    decided = plan(model, _scores(model), scope={"attention": 0.6}, round_to=16)
+    decided = plan(model, chance_scores(model), scope={"attention": 0.6}, round_to=16)
     assert [row.kept for row in decided.table if row.kind == "head"] == [4]
     rows = {row.layer: row for row in decided.layers}
     assert rows["attention"].parameters_after == 3 * 16 * 49
@@ -243,9 +207,9 @@ def test_rounding_counts_the_features_of_heads() -> None:
 
 @pytest.mark.parametrize("name", ["wide", "depthwise"])
 def test_memory_is_that_of_the_pruned_network(name: str) -> None:
-    model = _wide()[0] if name == "wide" else networks.depthwise()
+    model = wide()[0] if name == "wide" else networks.depthwise()
     image = X[:1]
-    decided = plan(model, _scores(model), 0.4, "memory")
+    decided = plan(model, chance_scores(model), 0.4, "memory")
     for network, footprint in ((model, decided.before), (apply(model, decided), decided.after)):
         assert footprint.memory == parameter_bytes(network) + peak_activation_bytes(network, image)
     assert decided.before.memory and decided.after.memory
@@ -264,7 +228,7 @@ def test_memory_is_saved_where_it_is_needed() -> None:
             nn.ReLU(), nn.Flatten(), nn.Linear(64, 3),
         )
     )  # fmt: skip
-    scores = _scores(model)
+    scores = chance_scores(model)
     even = replace(scores, frame=scores.frame.assign(importance=1.0))
     for of, first, other in (("memory", "0", "3"), ("parameters", "3", "0")):
         remove = plan(model, even, 0.3, of).remove
@@ -276,8 +240,8 @@ def test_latency_is_measured() -> None:
         nn.Sequential(nn.Flatten(), nn.Linear(256, 700), nn.ReLU(), nn.Linear(700, 3))
     )
     decided = plan(
-        model, _scores(model), 0.5, "latency", round_to=16, latency_batch=64, latency_repeats=2,
-        threads=1,
+        model, chance_scores(model), 0.5, "latency", round_to=16,
+        latency_batch=64, latency_repeats=2, threads=1,
     )  # fmt: skip
     before, after = decided.latency_before, decided.latency_after
     assert before is not None and after is not None
@@ -292,100 +256,16 @@ def test_latency_is_measured() -> None:
 @pytest.mark.parametrize("option", ["latency_batch", "latency_repeats", "threads", "round_to"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "8"])
 def test_options_out_of_range(option: str, value: object) -> None:
-    model, scores = _wide()
+    model, scores = wide()
     with pytest.raises(InvalidArgumentError, match=option):
         plan(model, scores, 0.5, **{option: value})  # type: ignore[arg-type]
-
-
-# ---- layers by name -----------------------------------------------------------------------------
-
-
-def test_named_layers_lose_their_share_and_the_others_nothing() -> None:
-    model, scores = _wide()
-    decided = plan(model, scores, scope={"inner": 0.25, "hid*": 0.5})
-    assert {row.group: row.units - row.kept for row in decided.table} == {
-        "stem": 0, "inner": 10, "down": 0, "hidden": 25,
-    }  # fmt: skip
-    assert decided.ratio is None and decided.reached
-    gone = decided.before.parameters - decided.after.parameters
-    assert decided.achieved_ratio == pytest.approx(gone / decided.before.parameters)
-    assert "inner: 25.0%" in str(decided)
-    assert Plan.from_json(decided.to_json()) == decided
-    rounded = plan(model, scores, scope={"hidden": 0.3}, round_to=8)
-    assert {row.kept for row in rounded.table if row.group == "hidden"} == {32}
-
-
-def test_a_layer_that_would_lose_everything_keeps_one_unit() -> None:
-    model = networks.lenet()
-    decided = plan(model, _scores(model), None, scope={"conv1": 0.9})
-    assert len(decided.remove["conv1"]) == 3 and not decided.reached
-    assert "NOT REACHED" in str(decided)
-
-
-def test_names_of_layers_go_before_patterns() -> None:
-    model = networks.lenet()
-    decided = plan(model, _scores(model), scope={"conv1": 0.0, "*": 0.5})
-    assert {row.group: row.kept for row in decided.table} == {
-        "conv1": 4, "conv2": 3, "fc1": 5, "fc2": 4,
-    }  # fmt: skip
-
-
-def test_layers_in_scope_that_make_no_sense() -> None:
-    model = networks.residual()
-    scores = _scores(model)
-    with pytest.raises(InvalidArgumentError, match=r"'block1.conv2'.*'stem'|'stem'.*block1.conv2"):
-        plan(model, scores, scope={"stem": 0.1, "block1.conv2": 0.2})
-    with pytest.raises(InvalidArgumentError, match="protects"):
-        plan(model, scores, scope={"stem": 0.1}, protect=["block1.conv2"])
-    with pytest.raises(InvalidArgumentError, match="model's output"):
-        plan(model, scores, scope={"fc": 0.1})
-    with pytest.raises(UnknownNameError, match="stem"):
-        plan(model, scores, scope={"stomach": 0.1})
-    for share in (1.0, -0.1, True, None, "0.5", float("nan")):
-        with pytest.raises(InvalidArgumentError, match="stem"):
-            plan(model, scores, scope={"stem": share})  # type: ignore[dict-item]
-
-
-def test_one_protected_layer_holds_its_whole_group() -> None:
-    model = networks.residual()
-    decided = plan(model, _scores(model), 0.9, "units", protect=["block1.conv2", "block2.conv1"])
-    assert set(decided.remove) == {"block1.conv1", "block2.conv2"}
-    assert decided.protected == {"block1.conv2": ("stem",), "block2.conv1": ("block2.conv1",)}
-    assert "held by block1.conv2" in str(decided)
-
-
-@pytest.mark.parametrize("name", ["block2.*", "block2", "block2.conv?"])
-def test_protection_by_pattern(name: str) -> None:
-    model = networks.residual()
-    decided = plan(model, _scores(model), 0.9, "units", protect=name)
-    assert set(decided.remove) == {"stem", "block1.conv1"}
-
-
-def test_a_protected_norm_or_classifier() -> None:
-    model = networks.residual()
-    assert "stem" not in plan(model, _scores(model), 0.9, "units", protect=["bn"]).remove
-    assert plan(model, _scores(model), 0.5, "units", protect=["fc"]).protected == {"fc": ()}
-
-
-@pytest.mark.parametrize("protect", [[3], 3, [None]])
-def test_protection_by_something_else_than_names(protect: object) -> None:
-    model, scores = _wide()
-    with pytest.raises(InvalidArgumentError, match="protect"):
-        plan(model, scores, protect=protect)  # type: ignore[arg-type]
-
-
-def test_everything_protected() -> None:
-    model, scores = _wide()
-    decided = plan(model, scores, 0.5, protect="*")
-    assert decided.remove == {} and not decided.reached
-    assert decided.after == decided.before
 
 
 # ---- on disk, and next to each other ------------------------------------------------------------
 
 
 def test_texts_of_two_plans_differ_where_the_plans_do() -> None:
-    model, scores = _wide()
+    model, scores = wide()
     one = plan(model, scores, 10 / 150, "units")
     other = replace(one, remove={**one.remove, "inner": (*one.remove.get("inner", ()), 39)})
     lines = [each.to_json().splitlines() for each in (one, other)]
@@ -399,7 +279,7 @@ def test_texts_of_two_plans_differ_where_the_plans_do() -> None:
 
 
 def test_difference_of_two_plans() -> None:
-    model, scores = _wide()
+    model, scores = wide()
     one, other = (plan(model, scores, ratio, "macs") for ratio in (0.2, 0.4))
     found = one.diff(other)
     assert found and found.settings["ratio"] == (0.2, 0.4)
@@ -415,16 +295,16 @@ def test_difference_of_two_plans() -> None:
 
 
 def test_plans_that_cannot_be_compared() -> None:
-    model, scores = _wide()
+    model, scores = wide()
     one = plan(model, scores, 0.2)
     with pytest.raises(InvalidArgumentError, match="other"):
-        one.diff(plan(networks.lenet(), _scores(networks.lenet()), 0.2))
+        one.diff(plan(networks.lenet(), chance_scores(networks.lenet()), 0.2))
     with pytest.raises(InvalidArgumentError, match="other"):
         one.diff("plan.json")  # type: ignore[arg-type]
 
 
 def test_plans_of_the_first_schema_are_read() -> None:
-    model, scores = _wide()
+    model, scores = wide()
     decided = plan(model, scores, 0.3)
     content = json.loads(decided.to_json())
     for name in ("round_to", "protected", "layers", "latency_before", "latency_after"):
@@ -441,7 +321,7 @@ def test_plans_of_the_first_schema_are_read() -> None:
 
 @pytest.mark.parametrize("units", [[1.5], [True], ["1"], [-1], [None], 3])
 def test_units_on_disk_that_are_no_indices(units: object) -> None:
-    model, scores = _wide()
+    model, scores = wide()
     content = json.loads(plan(model, scores, 0.3).to_json())
     content["remove"]["inner"] = units
     with pytest.raises(RecordError):
@@ -449,7 +329,7 @@ def test_units_on_disk_that_are_no_indices(units: object) -> None:
 
 
 def test_plan_for_another_network_says_what_differs() -> None:
-    model, scores = _wide()
+    model, scores = wide()
     other = networks.settle(Wide())
     other.hidden, other.last = nn.Linear(33 * 16, 51), nn.Linear(51, 3)
     with pytest.raises(InvalidArgumentError, match=r"'hidden' has 26,979 parameters"):
