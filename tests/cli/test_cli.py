@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from cli.refusals import refusal
 from typer.testing import CliRunner, Result
 
 from causalprune.cli import app
@@ -22,13 +23,7 @@ def _run(*arguments: str) -> Result:
 
 
 def _refused(*arguments: str) -> str:
-    """The one line that a refused command prints; no traceback, exit code 2."""
-    result = _run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    lines = result.output.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("causalprune: "), result.output
-    return lines[0]
+    return refusal(_run(*arguments))
 
 
 @pytest.fixture(scope="module")

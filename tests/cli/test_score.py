@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cli.refusals import refusal
 from torch import nn
 from typer.testing import CliRunner, Result
 
@@ -50,12 +51,7 @@ def _run(*arguments: str) -> Result:
 
 
 def _refused(*arguments: str) -> str:
-    result = _run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    lines = result.output.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("causalprune: "), result.output
-    return lines[0]
+    return refusal(_run(*arguments))
 
 
 @pytest.fixture
