@@ -15,7 +15,7 @@ from causalprune.graph.heads import follow_heads
 from causalprune.graph.intervene import check_units
 from causalprune.pruning.attention import fewer_heads
 from causalprune.pruning.compensation import check_compensation, fold_means
-from causalprune.pruning.examples import example_of
+from causalprune.pruning.examples import example_of, probes
 from causalprune.pruning.plans import Plan, mismatch
 from causalprune.pruning.refit import calibration_images, refit_in_place
 from causalprune.scoring import fingerprint
@@ -47,7 +47,7 @@ def apply(
     devices. An ``nn.MultiheadAttention`` that loses heads becomes another module of plain
     torch layers with the same call (:func:`causalprune.pruning.attention.fewer_heads`). The copy
     needs no causalprune to run or to be pickled. Before it is
-    returned it is run once on noise against the original with the same units zeroed
+    returned it is run on a few images of noise against the original with the same units zeroed
     (:func:`causalprune.graph.removed`).
 
     With a `compensation` the remaining weights then make up for the units that are gone, from
@@ -271,22 +271,23 @@ def _slice(module: nn.Module, names: tuple[str, ...], dim: int, index: Tensor) -
 def _verify(
     model: nn.Module, small: nn.Module, graph: UnitGraph, plan: Plan, image: Tensor
 ) -> None:
-    """Run the copy once against the masked original."""
-    with torch.no_grad(), evaluating(model), evaluating(small):
-        with removed(model, graph, plan.remove):
-            expected = model(image)
-        try:
-            got = small(image)
-        except Exception as error:
+    """Run the copy against the masked original."""
+    for probe in probes(image):
+        with torch.no_grad(), evaluating(model), evaluating(small):
+            with removed(model, graph, plan.remove):
+                expected = model(probe)
+            try:
+                got = small(probe)
+            except Exception as error:
+                raise UnsupportedModelError(
+                    f"model: the pruned copy of {type(model).__name__} does not run; its forward "
+                    f"depends on the number of units: {error}"
+                ) from error
+        if not _agree(got, expected):
             raise UnsupportedModelError(
-                f"model: the pruned copy of {type(model).__name__} does not run; its forward "
-                f"depends on the number of units: {error}"
-            ) from error
-    if not _agree(got, expected):
-        raise UnsupportedModelError(
-            f"model: the pruned copy of {type(model).__name__} does not compute what the masked "
-            "network does; its forward depends on the number of units"
-        )
+                f"model: the pruned copy of {type(model).__name__} does not compute what the "
+                "masked network does; its forward depends on the number of units"
+            )
 
 
 def _agree(got: object, expected: object) -> bool:

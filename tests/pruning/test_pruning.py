@@ -285,8 +285,10 @@ def test_surgery_that_would_change_the_function_is_refused() -> None:
             hidden = self.first(x.flatten(1)).relu()
             return self.last(hidden / hidden.shape[1] ** 0.5)
 
-    with pytest.raises(UnsupportedModelError, match="masked"):
-        apply(Scaled(), _plan(Scaled(), 0.5))
+    for _ in range(60):  # one network in sixteen has all kept rectifiers shut on a given image
+        model = Scaled()
+        with pytest.raises(UnsupportedModelError, match="masked"):
+            apply(model, _plan(model, 0.5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
