@@ -14,6 +14,13 @@ from rich.console import Console
 
 from causalprune.cli.before_after_table import before_after_table
 from causalprune.cli.console import console_for_errors, errors_in_one_line, on_terminal
+from causalprune.cli.prune_inputs import (
+    example_image,
+    further_options,
+    guard_wanted,
+    image_parts_of,
+    training_of,
+)
 from causalprune.cli.score_command import device_of, options_of, shape_of
 from causalprune.errors import (
     CausalPruneError,
@@ -95,7 +102,10 @@ def prune(
     ] = None,
     held_out: Annotated[
         str | None,
-        typer.Option(help="For the guard: so many further training images, or a file of them."),
+        typer.Option(
+            help="For the guard: so many further training images, or a file of them; default "
+            "1000 of a data set, a fifth of a file."
+        ),
     ] = None,
     test: Annotated[
         str | None, typer.Option(help="File of test images; a data set has its own.")
@@ -149,17 +159,19 @@ def prune(
             )
         shape = shape_of(input_shape)
         source = network_source(network)
-        parts = _images(data, source, shape, images, held_out, test, data_root)
+        chosen = options_of(option or [], method or "path", further_options())
+        guarded = plan is None and guard_wanted(said, chosen, held_out)
+        parts = image_parts_of(data, source, shape, images, held_out, guarded, test, data_root)
         original = model_from(network, weights, n_classes=classes, seed=seed).to(device_of(device))
         original.eval()
-        example = _example(original, parts, plan, shape or source.input_shape)
+        example = example_image(original, parts, plan, shape or source.input_shape)
         if plan is not None:
             pruned = _applied(original, plan, parts, compensation, batch_size)
         else:
             settings = {
                 **said,
-                **options_of(option or [], method or "path", _further_options()),
-                **_training(retrain, parts, seed),
+                **chosen,
+                **training_of(retrain, parts, seed),
                 "compensation": compensation,
                 "batch_size": batch_size,
                 "seed": seed,
@@ -192,100 +204,6 @@ def _refuse_beside_plan(given: Mapping[str, object]) -> None:
         raise InvalidArgumentError(
             f"--plan: expected no {', '.join(beside)} beside it; the plan says what goes"
         )
-
-
-def _images(
-    data: str | None,
-    source: Any,
-    shape: tuple[int, int, int] | None,
-    images: int | None,
-    held_out: str | None,
-    test: str | None,
-    root: Path | None,
-) -> ImageParts | None:
-    from causalprune.experiments.image_parts import image_parts
-
-    if data is None:
-        for name, value in (("images", images), ("held-out", held_out), ("test", test)):
-            if value is not None:
-                raise InvalidArgumentError(f"--{name}: expected --data beside it")
-        return None
-    counted = held_out is not None and held_out.lstrip("-").isdigit()
-    return image_parts(
-        data,
-        source,
-        input_shape=shape,
-        n_calibration=images,
-        held_out=int(held_out) if held_out is not None and counted else held_out,
-        test=test,
-        root=root,
-    )
-
-
-def _example(
-    model: nn.Module,
-    parts: ImageParts | None,
-    plan: Path | None,
-    shape: tuple[int, int, int] | None,
-) -> torch.Tensor:
-    """One image, which the network was seen to take."""
-    import torch
-
-    from causalprune.pruning import Plan
-
-    if parts is not None:
-        inputs = parts.calibration
-        image = (inputs if isinstance(inputs, torch.Tensor) else inputs[0])[:1]
-    elif plan is not None:
-        known = Plan.load(plan)
-        image = torch.zeros(known.example_shape, dtype=getattr(torch, known.example_dtype))
-    elif shape is not None:
-        image = torch.zeros(1, *shape)
-    else:
-        raise InvalidArgumentError(
-            "--data: expected images, or --input-shape for a method that needs none; got neither"
-        )
-    parameter = next(model.parameters(), None)
-    image = image if parameter is None else image.to(parameter.device)
-    try:
-        with torch.no_grad():
-            model(image)
-    except Exception as error:  # a network fails on a wrong shape in any way
-        raise InvalidArgumentError(
-            f"data: the network does not take images {tuple(image.shape)} {image.dtype} "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    return image
-
-
-def _further_options() -> tuple[str, ...]:
-    """Names for ``--option`` beside the method's: the schedules', and what has no flag here."""
-    from dataclasses import fields
-
-    from causalprune.pruning.schedules import SCHEDULES
-
-    of_schedules = [field.name for kind in SCHEDULES.values() for field in fields(kind)]
-    return "budget", "intervention", "confidence", "ridge", "max_cache_bytes", *of_schedules
-
-
-def _training(text: str | None, parts: ImageParts | None, seed: int) -> dict[str, Any]:
-    """Read ``--retrain``: a number of epochs, or the name of a function of the network."""
-    if text is None:
-        return {}
-    if not text.isdigit():
-        from causalprune.experiments.model_specs import callable_from
-
-        if ":" not in text:
-            raise InvalidArgumentError(
-                f"--retrain: expected a number of epochs or file.py:function, got {text!r}"
-            )
-        return {"retrain": callable_from(text, "--retrain")}
-    from causalprune.experiments.image_parts import TrainOn
-    from causalprune.pruning.retraining import SgdRecipe
-
-    if parts is None or parts.train is None:
-        raise InvalidArgumentError("--retrain: expected --data with classes beside it")
-    return {"retrain": TrainOn(SgdRecipe(epochs=int(text), seed=seed), parts.train)}
 
 
 def _driven(

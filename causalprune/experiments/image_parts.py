@@ -24,6 +24,9 @@ __all__ = ["CALIBRATION_IMAGES", "ImageParts", "TrainOn", "image_parts"]
 
 CALIBRATION_IMAGES = 512
 
+GUARD_IMAGES = 1000
+"""So many that one image more or less does not decide whether accuracy fell by a point."""
+
 
 @dataclass(frozen=True)
 class ImageParts:
@@ -73,6 +76,7 @@ def image_parts(
     input_shape: tuple[int, int, int] | None = None,
     n_calibration: int | None = None,
     held_out: int | str | None = None,
+    guarded: bool = False,
     test: str | None = None,
     root: str | os.PathLike[str] | None = None,
 ) -> ImageParts:
@@ -91,7 +95,11 @@ def image_parts(
     n_calibration : int, optional
         Default: 512 of a data set, all of a file.
     held_out : int or str, optional
-        So many further images, classes in proportion; or a file of them.
+        So many further images, classes in proportion; or a file of them. Default: none, but
+        where the run is `guarded`.
+    guarded : bool
+        Whether held-out accuracy decides what may go: of a data set 1000 further training images
+        are held out then, or half of what it has.
     test : str, optional
         A file of test images; they take the place of the data set's.
     root : path-like, optional
@@ -118,7 +126,7 @@ def image_parts(
     if is_file_of_images(spec):
         parts = _of_file(spec, n_calibration, held_out if isinstance(held_out, int) else 0)
     else:
-        parts = _of_data_set(spec, network, input_shape, n_calibration, held_out, root)
+        parts = _of_data_set(spec, network, input_shape, n_calibration, held_out, guarded, root)
     guard = _labelled(held_out, "held_out") if isinstance(held_out, str) else parts.held_out
     judged = _labelled(test, "test") if test is not None else parts.test
     return ImageParts(parts.calibration, guard, parts.train, judged)
@@ -130,6 +138,7 @@ def _of_data_set(
     input_shape: tuple[int, int, int] | None,
     n_calibration: int | None,
     held_out: int | str | None,
+    guarded: bool,
     root: str | os.PathLike[str] | None,
 ) -> ImageParts:
     shape = input_shape or network.input_shape
@@ -146,6 +155,8 @@ def _of_data_set(
         standard=network.standard,
     )
     rest, guard = splits.train, None
+    if guarded and held_out is None:
+        held_out = min(GUARD_IMAGES, len(rest[1]) // 2) or None
     if isinstance(held_out, int):
         others, chosen = stratified_split(rest[1], held_out)
         guard = rest[0][chosen], rest[1][chosen]

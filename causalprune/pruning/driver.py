@@ -25,7 +25,13 @@ from causalprune.pruning.plans import Plan
 from causalprune.pruning.progressive import progress as progress_steps
 from causalprune.pruning.retraining import Retraining
 from causalprune.pruning.run import Request, begin
-from causalprune.pruning.schedules import Iterative, Progressive, Schedule, resolve_schedule
+from causalprune.pruning.schedules import (
+    Iterative,
+    Progressive,
+    Schedule,
+    is_guarded,
+    resolve_schedule,
+)
 from causalprune.pruning.selection import check_request
 from causalprune.pruning.trace import Step, Trace
 from causalprune.scoring import resolve_method
@@ -222,7 +228,7 @@ def prune(
         **_race(method, budget, ratio, scope),
         **left,
     }
-    guarded = _guarded(chosen, method, held_out)
+    guarded = is_guarded(chosen, method, held_out=held_out is not None)
     images, held = _images(
         data,
         held_out,
@@ -323,14 +329,6 @@ def _race(method: str, budget: float | None, ratio: float | None, scope: object)
     if budget is None or method != "ablation" or ratio is None or not 0 < ratio < 1:
         return {}
     return {"ratio": float(ratio), "scope": "layer" if scope == "layer" else "global"}
-
-
-def _guarded(schedule: Schedule, method: str, held_out: Any) -> bool:
-    if not isinstance(schedule, Progressive):
-        return False
-    if schedule.guard is None:
-        return method == "cswap" or held_out is not None
-    return schedule.guard
 
 
 def _images(

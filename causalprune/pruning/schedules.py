@@ -10,7 +10,15 @@ from typing import Any
 
 from causalprune.errors import InvalidArgumentError, UnknownNameError
 
-__all__ = ["SCHEDULES", "Iterative", "OneShot", "Progressive", "Schedule", "resolve_schedule"]
+__all__ = [
+    "SCHEDULES",
+    "Iterative",
+    "OneShot",
+    "Progressive",
+    "Schedule",
+    "is_guarded",
+    "resolve_schedule",
+]
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,30 @@ def resolve_schedule(
     _check(chosen)
     name = next(name for name, kind in SCHEDULES.items() if type(chosen) is kind)
     return name, chosen, left
+
+
+def is_guarded(schedule: Schedule, method: str, *, held_out: bool) -> bool:
+    """Tell whether a run looks at held-out accuracy before a chunk stays out.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    method : str
+    held_out : bool
+        Whether images are held out for it.
+
+    Examples
+    --------
+    >>> is_guarded(Progressive(), "cswap", held_out=False)
+    True
+    >>> is_guarded(OneShot(), "cswap", held_out=True)
+    False
+    """
+    if not isinstance(schedule, Progressive):
+        return False
+    if schedule.guard is None:
+        return method == "cswap" or held_out
+    return schedule.guard
 
 
 def _check(schedule: Schedule) -> None:

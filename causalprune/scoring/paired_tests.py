@@ -15,7 +15,9 @@ Numbers = NDArray[np.float64]
 LARGEST_EXACT = 50
 
 
-def t_tests(mean: PairedMean, margin: float) -> tuple[Numbers, Numbers, Numbers]:
+def t_tests(
+    mean: PairedMean, margin: float, smallest_change: float = 0.0
+) -> tuple[Numbers, Numbers, Numbers]:
     """Paired t tests of a decrease, of an increase, and of equivalence.
 
     Without any spread a change is certain (p-value 0), and no change is no evidence (1).
@@ -26,12 +28,14 @@ def t_tests(mean: PairedMean, margin: float) -> tuple[Numbers, Numbers, Numbers]
         Changes of U units on at least two images.
     margin : float
         Changes below it in absolute value count as none, in units of the changes.
+    smallest_change : float
+        A fall or a rise of at most so much is none, in units of the changes, at least 0.
 
     Returns
     -------
     tuple of ndarray [U], float64
-        p-values of "the mean does not fall", of "the mean does not rise" (each one-sided), and
-        of "the mean changes by `margin` or more" (two one-sided tests).
+        p-values of "the mean does not fall by more than `smallest_change`", of "it does not rise
+        by more" (each one-sided), and of "it changes by `margin` or more" (two one-sided tests).
 
     Examples
     --------
@@ -45,13 +49,15 @@ def t_tests(mean: PairedMean, margin: float) -> tuple[Numbers, Numbers, Numbers]
     below_margin = _t_probability(centre - margin, se, degrees)
     above_margin = _t_probability(-margin - centre, se, degrees)
     return (
-        _t_probability(centre, se, degrees),
-        _t_probability(-centre, se, degrees),
+        _t_probability(centre + smallest_change, se, degrees),
+        _t_probability(smallest_change - centre, se, degrees),
         np.maximum(below_margin, above_margin),
     )
 
 
-def signed_rank_tests(changes: Numbers, margin: float) -> tuple[Numbers, Numbers, Numbers]:
+def signed_rank_tests(
+    changes: Numbers, margin: float, smallest_change: float = 0.0
+) -> tuple[Numbers, Numbers, Numbers]:
     """Test as :func:`t_tests` does, by Wilcoxon's signed ranks.
 
     Zeros are left out. Up to 50 other changes the null distribution is the exact one, which is
@@ -61,7 +67,7 @@ def signed_rank_tests(changes: Numbers, margin: float) -> tuple[Numbers, Numbers
     ----------
     changes : ndarray [n, U], float64
         Of U units on n images.
-    margin : float
+    margin, smallest_change : float
         See :func:`t_tests`.
 
     Returns
@@ -78,8 +84,8 @@ def signed_rank_tests(changes: Numbers, margin: float) -> tuple[Numbers, Numbers
     below_margin = _signed_rank(changes - margin, "less")
     above_margin = _signed_rank(changes + margin, "greater")
     return (
-        _signed_rank(changes, "less"),
-        _signed_rank(changes, "greater"),
+        _signed_rank(changes + smallest_change, "less"),
+        _signed_rank(changes - smallest_change, "greater"),
         np.maximum(below_margin, above_margin),
     )
 

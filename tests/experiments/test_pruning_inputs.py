@@ -216,6 +216,9 @@ def test_parts_of_a_data_set_have_no_image_in_common(tmp_path: Path) -> None:
     without = image_parts("cifar-subset", source, n_calibration=20, root=tmp_path)
     assert without.held_out is None
     assert torch.equal(without.calibration[0], first.calibration[0])
+    guarded = image_parts("cifar-subset", source, n_calibration=20, guarded=True, root=tmp_path)
+    _disjoint(guarded)
+    assert len(guarded.held_out[1]) == 35  # type: ignore[index]
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".pt"])

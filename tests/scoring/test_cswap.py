@@ -59,23 +59,26 @@ def _changes(model: nn.Module, x: Tensor, y: Tensor, layer: int, unit: int) -> n
     return ((removed - plain) / plain.clamp(min=FLOOR)).numpy()
 
 
-def _expected_verdict(d: np.ndarray, p_value: Callable[[np.ndarray, str], float]) -> str:
+def _expected_verdict(
+    d: np.ndarray, p_value: Callable[[np.ndarray, str], float], smallest_change: float
+) -> str:
     if not d.any():
         return ""
-    if p_value(d, "less") <= 0.05:
+    if p_value(d + smallest_change, "less") <= 0.05:
         return "decrease"
-    return "increase" if p_value(d, "greater") <= 0.05 else ""
+    return "increase" if p_value(d - smallest_change, "greater") <= 0.05 else ""
 
 
+@pytest.mark.parametrize("smallest_change", [0.0, 0.01, 0.2])
 @pytest.mark.parametrize("test", ["t", "wilcoxon"])
-def test_every_unit_and_class_against_hooks_and_scipy(test: str) -> None:
+def test_every_unit_and_class_against_hooks_and_scipy(test: str, smallest_change: float) -> None:
     def p_value(d: np.ndarray, alternative: str) -> float:
         if test == "t":
             return stats.ttest_1samp(d, 0.0, alternative=alternative).pvalue
         return stats.wilcoxon(d[d != 0], alternative=alternative, method="exact").pvalue
 
     model, (x, y) = _small(), _data()
-    scores = score(model, (x, y), "cswap", test=test, batch_size=7)
+    scores = score(model, (x, y), "cswap", test=test, batch_size=7, smallest_change=smallest_change)
     table = scores.tables["classes"]
     for row in scores.frame.itertuples():
         d = _changes(model, x, y, int(row.group), row.unit)
@@ -88,12 +91,14 @@ def test_every_unit_and_class_against_hooks_and_scipy(test: str) -> None:
         for entry in mine.itertuples():
             of_class = d[y.numpy() == entry[3]]
             xi.append(of_class.mean())
-            verdicts.append(_expected_verdict(of_class, p_value))
+            verdicts.append(_expected_verdict(of_class, p_value, smallest_change))
             assert entry.xi == pytest.approx(xi[-1], abs=1e-12)
             assert entry.n == len(of_class)
             if of_class.any():
-                assert entry.p_decrease == pytest.approx(p_value(of_class, "less"), rel=1e-6)
-                assert entry.p_increase == pytest.approx(p_value(of_class, "greater"), rel=1e-6)
+                fall = p_value(of_class + smallest_change, "less")
+                assert entry.p_decrease == pytest.approx(fall, rel=1e-6)
+                rise = p_value(of_class - smallest_change, "greater")
+                assert entry.p_increase == pytest.approx(rise, rel=1e-6)
                 equivalent = max(
                     p_value(of_class - 0.05, "less"), p_value(of_class + 0.05, "greater")
                 )
@@ -171,6 +176,16 @@ def test_neutral_is_undecided_until_images_or_the_margin_suffice() -> None:
     assert (wide.tables["units"]["verdict"] == "equivalent").all()
 
 
+def test_more_images_make_a_small_change_certain_but_not_critical() -> None:
+    model, (x, y) = _planted(3000, 3, harm=0.0)
+    with torch.no_grad():
+        model[2].weight[0, 0] = 0.02  # its class loses less than a percent without unit 0
+    found = [score(model, (x, y), "cswap", smallest_change=least) for least in (0.0, 0.01, 0.03)]
+    fall = found[0].tables["classes"].query("unit == 0 and `class` == 0")
+    assert -0.02 < fall["xi"].item() < -0.01 and fall["p_decrease"].item() < 1e-12
+    assert [scores.frame["category"][0] for scores in found] == ["critical", "critical", "neutral"]
+
+
 def test_false_discovery_rate_over_units() -> None:
     model, data = _small(), _data(60)
     table = score(model, data, "cswap", fdr=False).tables["classes"]
@@ -237,6 +252,8 @@ def test_a_huge_table_of_classes_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
         {"fdr": 0.05},
         {"margin": -0.1},
         {"floor": 0.0},
+        {"smallest_change": -0.1},
+        {"smallest_change": 1.0},
         {"outcome": "margin"},
         {"outcome": lambda logits, targets: logits[:, 0]},
     ],
