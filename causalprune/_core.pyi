@@ -9,6 +9,84 @@ compiler: str
 with_cuda: bool
 with_openmp: bool
 
+class PackedLayout:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        lanes: Sequence[int],
+        strip: Sequence[int],
+        halo: Sequence[int],
+    ) -> None: ...
+    @property
+    def floats(self) -> int: ...
+
+class PackedConvolution:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        source: PackedLayout,
+        target: PackedLayout,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        activation: str,
+        blocking: Sequence[int],
+        threads: int,
+        isa: str = "",
+    ) -> None: ...
+    @property
+    def blocking(self) -> tuple[int, int, int, int]: ...
+    @property
+    def n_taps(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+class PackedProgram:
+    def __init__(self, isa: str = "") -> None: ...
+    def buffer(self, layout: PackedLayout) -> int: ...
+    def slice(self, buffer: int, first_channel: int, n_channels: int) -> int: ...
+    def pack(self, argument: int, target: int) -> None: ...
+    def unpack(self, source: int, argument: int) -> None: ...
+    def global_average(self, source: int, argument: int) -> None: ...
+    def convolve(
+        self, plan: PackedConvolution, source: int, target: int, residual: int = -1
+    ) -> None: ...
+    def fill_halo(self, buffer: int, outside: float) -> None: ...
+    def pool(
+        self,
+        kind: str,
+        source: int,
+        target: int,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        count_padding: bool,
+    ) -> None: ...
+    def combine(
+        self,
+        a: int,
+        b: int,
+        target: int,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        activation: str,
+    ) -> None: ...
+    def finish(self) -> None: ...
+    @property
+    def workspace_floats(self) -> int: ...
+    def run(
+        self,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        workspace: Tensor,
+        stop_at_nonfinite: bool,
+        threads: int,
+    ) -> bool: ...
+
 def available_isas() -> list[str]: ...
 def channel_update(
     plain: Tensor,

@@ -21,6 +21,9 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "PackedConvolution",
+    "PackedLayout",
+    "PackedProgram",
     "available_isas",
     "channel_update",
     "chosen_isa",
@@ -37,6 +40,9 @@ __all__ = [
     "with_openmp",
 ]
 
+PackedConvolution = _core.PackedConvolution
+PackedLayout = _core.PackedLayout
+PackedProgram = _core.PackedProgram
 available_isas = _core.available_isas
 channel_update = _core.channel_update
 compiler: str = _core.compiler

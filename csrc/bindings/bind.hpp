@@ -7,6 +7,7 @@ namespace causalprune {
 
 void bind_channel_update(pybind11::module_& module);
 void bind_information(pybind11::module_& module);
+void bind_packed(pybind11::module_& module);
 void bind_path_effects(pybind11::module_& module);
 void bind_relative_sensitivity(pybind11::module_& module);
 

@@ -42,6 +42,7 @@ PYBIND11_MODULE(_core, module) {
              [] { return std::string(causalprune::isa_name(causalprune::chosen_isa())); });
   causalprune::bind_channel_update(module);
   causalprune::bind_information(module);
+  causalprune::bind_packed(module);
   causalprune::bind_path_effects(module);
   causalprune::bind_relative_sensitivity(module);
 }
