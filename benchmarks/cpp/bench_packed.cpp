@@ -36,18 +36,29 @@ struct Layer {
 };
 
 constexpr Layer kLayers[] = {
-    {"ResNet-20 16x32", 16, 16, 32, 3},   {"ResNet-20 32x16", 32, 32, 16, 3},
-    {"ResNet-20 64x8", 64, 64, 8, 3},     {"ResNet-50 64x56", 64, 64, 56, 3},
+    {"ResNet-20 16x32", 16, 16, 32, 3},    {"ResNet-20 32x16", 32, 32, 16, 3},
+    {"ResNet-20 64x8", 64, 64, 8, 3},      {"ResNet-50 64x56", 64, 64, 56, 3},
     {"ResNet-50 128x28", 128, 128, 28, 3}, {"ResNet-50 256x14", 256, 256, 14, 3},
-    {"ResNet-50 512x7", 512, 512, 7, 3},  {"1x1 256-64x56", 256, 64, 56, 1},
+    {"ResNet-50 512x7", 512, 512, 7, 3},   {"1x1 256-64x56", 256, 64, 56, 1},
     {"1x1 1024-256x14", 1024, 256, 14, 1}, {"1x1 512-2048x7", 512, 2048, 7, 1},
 };
 
 // One block of the layout: sixteen images, or one in 4 x 4 strips.
 PackedLayout layout(std::int64_t channels, std::int64_t size, bool strips, std::int64_t halo) {
   const std::int64_t cut = strips ? 4 : 1, strip = (size + cut - 1) / cut;
-  return {strips ? 1 : 16, channels, size, size, strips ? 1 : 16, cut, cut, strip, strip,
-          halo,            halo,     halo, halo};
+  return {strips ? 1 : 16,
+          channels,
+          size,
+          size,
+          strips ? 1 : 16,
+          cut,
+          cut,
+          strip,
+          strip,
+          halo,
+          halo,
+          halo,
+          halo};
 }
 
 void measure(const Layer& l, double density, int rows, bool strips, double seconds) {
@@ -65,8 +76,8 @@ void measure(const Layer& l, double density, int rows, bool strips, double secon
   std::iota(p.outputs.begin(), p.outputs.end(), 0);
   std::mt19937 draw(1);
   std::uniform_real_distribution<double> uniform;
-  std::vector<float> weight(
-      static_cast<std::size_t>(l.outputs * l.inputs * l.kernel * l.kernel), 0.0f);
+  std::vector<float> weight(static_cast<std::size_t>(l.outputs * l.inputs * l.kernel * l.kernel),
+                            0.0f);
   for (float& w : weight) {
     if (uniform(draw) < density) w = 0.01f;
   }
@@ -87,10 +98,12 @@ void measure(const Layer& l, double density, int rows, bool strips, double secon
   }
   const double useful = 2.0 * static_cast<double>(plan.n_taps()) *
                         static_cast<double>(l.size * l.size * p.in.n_images);
-  std::printf("%-18s %-7s %4.0f%%  rows %d  %7.1f GFLOP/s  %9.1f us  %d x %d, %lld channels, plan %.0f ms\n",
-              l.name, strips ? "1 image" : "16", 100 * (1 - density), rows, useful / best / 1e9,
-              best * 1e6, plan.blocking().tile_height, plan.blocking().tile_width,
-              static_cast<long long>(plan.blocking().block_channels), planned * 1e3);
+  std::printf(
+      "%-18s %-7s %4.0f%%  rows %d  %7.1f GFLOP/s  %9.1f us  %d x %d, %lld channels, plan %.0f "
+      "ms\n",
+      l.name, strips ? "1 image" : "16", 100 * (1 - density), rows, useful / best / 1e9, best * 1e6,
+      plan.blocking().tile_height, plan.blocking().tile_width,
+      static_cast<long long>(plan.blocking().block_channels), planned * 1e3);
   std::fflush(stdout);
 }
 

@@ -92,20 +92,26 @@ class Window:
         return found[0], found[1], found[2], found[3]
 
 
-def lane_choices(n_images: int, size: Pair) -> list[Lanes]:
-    """Return lanes for images of one size, those with the fewest wasted places first.
+def lane_choices(n_images: int, size: Pair, n_channels: int = 64) -> list[Lanes]:
+    """Return lanes for images of one size, the likely fastest first.
+
+    Few wasted places, strips large enough for a register tile, and blocks small enough that what
+    one layer writes is still in the cache when the next one reads it, are weighed against each
+    other; the weights were fitted to measured layers of ResNet-20 and ResNet-50.
 
     Parameters
     ----------
     n_images : int
     size : pair of int
         Height and width of the smallest image that is cut: the output of the layer or stretch.
+    n_channels : int
+        Of a typical layer.
 
     Examples
     --------
-    >>> lane_choices(64, (14, 14))[0]
+    >>> lane_choices(64, (7, 7), 512)[0]
     Lanes(images=16, rows=1, columns=1)
-    >>> lane_choices(1, (56, 56))[0]
+    >>> lane_choices(16, (56, 56))[0]
     Lanes(images=1, rows=4, columns=4)
     """
     found = []
@@ -114,17 +120,21 @@ def lane_choices(n_images: int, size: Pair) -> list[Lanes]:
             if LANES % (images * rows):
                 continue
             lanes = Lanes(images, rows, LANES // (images * rows))
-            blocks = math.ceil(n_images / images)
-            strip = _cut(size, lanes)
-            # Halos and short rows cost, so of equal waste the fewest and squarest strips are best.
-            perimeter = (strip[0] + 2) * (strip[1] + 2)
-            found.append((blocks * (strip[0] * strip[1] + 0.25 * perimeter), lanes))
+            found.append((_estimated_cost(lanes, n_images, size, n_channels), lanes))
     found.sort(key=lambda pair: pair[0])
     return [lanes for _, lanes in found]
 
 
-def _cut(size: Pair, lanes: Lanes) -> Pair:
-    return max(1, math.ceil(size[0] / lanes.rows)), max(1, math.ceil(size[1] / lanes.columns))
+def _estimated_cost(lanes: Lanes, n_images: int, size: Pair, n_channels: int) -> float:
+    height = max(1, math.ceil(size[0] / lanes.rows))
+    width = max(1, math.ceil(size[1] / lanes.columns))
+    places = math.ceil(n_images / lanes.images) * (
+        height * width + 0.125 * (height + 2) * (width + 2)
+    )
+    block_bytes = 2 * 4 * LANES * height * width * n_channels
+    out_of_cache = 1 + 0.15 * math.log2(max(1.0, block_bytes / 2**20))
+    small_tile = 1 + 2 / min(14, height * width)
+    return places * out_of_cache * small_tile
 
 
 def strips_for(lanes: Lanes, sizes: Sequence[tuple[Pair, Pair]]) -> list[Strips]:

@@ -145,8 +145,7 @@ void bind_packed(py::module_& module) {
            py::arg("n_channels"))
       .def("pack", &PackedProgram::pack, py::arg("argument"), py::arg("target"))
       .def("unpack", &PackedProgram::unpack, py::arg("source"), py::arg("argument"))
-      .def("global_average", &PackedProgram::global_average, py::arg("source"),
-           py::arg("argument"))
+      .def("global_average", &PackedProgram::global_average, py::arg("source"), py::arg("argument"))
       .def(
           "convolve",
           [](PackedProgram& program, std::shared_ptr<PackedConvolution> plan, int from, int to,

@@ -45,10 +45,12 @@ struct Axis {
 
 void check_axis(const Axis& a) {
   constexpr std::int64_t kLimit = std::int64_t{1} << 31;
-  if (a.kernel < 1 || a.kernel > kLimit) fail("weight: expected a kernel of at least 1, got ", a.kernel);
+  if (a.kernel < 1 || a.kernel > kLimit)
+    fail("weight: expected a kernel of at least 1, got ", a.kernel);
   if (a.stride < 1 || a.stride > kLimit) fail("stride: expected at least 1, got ", a.stride);
   if (a.padding < 0 || a.padding > kLimit) fail("padding: expected at least 0, got ", a.padding);
-  if (a.dilation < 1 || a.dilation > kLimit) fail("dilation: expected at least 1, got ", a.dilation);
+  if (a.dilation < 1 || a.dilation > kLimit)
+    fail("dilation: expected at least 1, got ", a.dilation);
   if (a.kernel * a.dilation > kLimit) fail("dilation: expected a smaller one, got ", a.dilation);
   const std::int64_t room = a.size + 2 * a.padding - (a.dilation * (a.kernel - 1) + 1);
   const std::int64_t expected = room < 0 ? 0 : room / a.stride + 1;
@@ -115,13 +117,21 @@ std::vector<RowGroup> row_groups_of(const PackedConvolutionProblem& p, int most_
   return found;
 }
 
+std::int64_t weights_of(const PackedConvolutionProblem& p) {
+  const auto n_rows = static_cast<std::int64_t>(p.outputs.size());
+  return n_rows * (static_cast<std::int64_t>(p.inputs.size()) / p.groups) * p.kernel_height *
+         p.kernel_width;
+}
+
 // The bytes that a tile reads of one input channel.
 std::int64_t footprint_bytes(const PackedConvolutionProblem& p, std::int64_t height,
                              std::int64_t width) {
-  const std::int64_t tall = std::min(
-      height * p.kernel_height, (height - 1) * p.stride_height + (p.kernel_height - 1) * p.dilation_height + 1);
-  const std::int64_t wide = std::min(
-      width * p.kernel_width, (width - 1) * p.stride_width + (p.kernel_width - 1) * p.dilation_width + 1);
+  const std::int64_t tall =
+      std::min(height * p.kernel_height,
+               (height - 1) * p.stride_height + (p.kernel_height - 1) * p.dilation_height + 1);
+  const std::int64_t wide =
+      std::min(width * p.kernel_width,
+               (width - 1) * p.stride_width + (p.kernel_width - 1) * p.dilation_width + 1);
   return tall * wide * kPackedLanes * 4;
 }
 
@@ -144,16 +154,40 @@ double tap_cycles(int rows, std::int64_t vectors) {
   return std::max({4.0, adds, loads});
 }
 
-// A tile's estimated cost over a strip, of one tap of a row.
-double strip_cycles(const PackedLayout& out, int rows, std::int64_t height, std::int64_t width) {
-  double cycles = 0.0;
+// The input channels whose tile fits into so many bytes of cache.
+std::int64_t fitting_channels(const PackedConvolutionProblem& p, std::int64_t height,
+                              std::int64_t width, std::int64_t bytes) {
+  const std::int64_t n_inputs = static_cast<std::int64_t>(p.inputs.size()) / p.groups;
+  return std::clamp<std::int64_t>(bytes / footprint_bytes(p, height, width), 1, n_inputs);
+}
+
+// About the first-level cache of 32 or 48 KiB that is left beside weights and sums.
+constexpr std::int64_t kTileBytes = 24 << 10;
+
+// A tile's estimated cycles over a strip, of one row with `taps` weights that are read: its taps,
+// and what every block of channels costs to begin and to end.
+double strip_cycles(const PackedConvolutionProblem& p, double taps, int rows, std::int64_t height,
+                    std::int64_t width) {
+  const PackedLayout& out = p.out;
+  const std::int64_t n_inputs = static_cast<std::int64_t>(p.inputs.size()) / p.groups;
+  const std::int64_t channels = fitting_channels(p, height, width, kTileBytes);
+  const double blocks =
+      std::min(taps + 1.0, static_cast<double>((n_inputs + channels - 1) / channels));
+  const auto cycles = [&](std::int64_t vectors) {
+    const auto size = static_cast<double>(vectors);
+    const double ends = 45.0 + 1.5 * rows * size;
+    // In blocks that fit into the first-level cache, or at once out of the second.
+    return std::min(taps * tap_cycles(rows, vectors) + blocks * ends,
+                    taps * std::max(tap_cycles(rows, vectors), 1.6 * size + 2.0) + ends);
+  };
+  double sum = 0.0;
   for (std::int64_t y = 0; y < out.strip_height; y += height) {
     const std::int64_t tall = std::min(height, out.strip_height - y);
     const std::int64_t full = out.strip_width / width, rest = out.strip_width % width;
-    cycles += static_cast<double>(full) * tap_cycles(rows, tall * width);
-    if (rest > 0) cycles += tap_cycles(rows, tall * rest);
+    sum += static_cast<double>(full) * cycles(tall * width);
+    if (rest > 0) sum += cycles(tall * rest);
   }
-  return cycles / rows;
+  return sum / rows;
 }
 
 // Lists the taps of one part: row groups of equal size, some of a section's.
@@ -198,9 +232,7 @@ class PartBuilder {
     PackedSegment segment;
   };
 
-  std::int64_t n_inputs() const {
-    return static_cast<std::int64_t>(p_.inputs.size()) / p_.groups;
-  }
+  std::int64_t n_inputs() const { return static_cast<std::int64_t>(p_.inputs.size()) / p_.groups; }
 
   PackedSegment segment_of(const RowGroup& g, std::int32_t row, std::int64_t first) {
     const std::int64_t last = std::min(n_inputs(), first + block_channels_);
@@ -267,13 +299,18 @@ bool usable(const PackedConvolutionKernels& kernels, const PackedBlocking& b, in
 std::vector<PackedBlocking> likely_tiles(const PackedConvolutionProblem& p, int rows, Isa isa,
                                          std::size_t most) {
   const PackedConvolutionKernels& kernels = kernels_of(isa);
+  const auto n_rows = static_cast<double>(p.outputs.size());
+  const std::int64_t n_weights = weights_of(p);
+  const std::int64_t read =
+      rows == 1 ? n_weights - std::count(p.weight, p.weight + n_weights, 0.0f) : n_weights;
   std::vector<std::pair<double, PackedBlocking>> found;
   for (int height = 1; height <= std::min<std::int64_t>(4, p.out.strip_height); ++height) {
     for (int width = 1; width <= std::min<std::int64_t>(kernels.most_vectors, p.out.strip_width);
          ++width) {
       const PackedBlocking b{rows, height, width, 0};
       if (!usable(kernels, b, column_stride_of(p.stride_width))) continue;
-      found.push_back({strip_cycles(p.out, rows, height, width), b});
+      found.push_back(
+          {strip_cycles(p, static_cast<double>(read) / n_rows, rows, height, width), b});
     }
   }
   std::stable_sort(found.begin(), found.end(),
@@ -287,12 +324,10 @@ std::vector<PackedBlocking> likely_tiles(const PackedConvolutionProblem& p, int 
 
 std::vector<std::int64_t> likely_blocks(const PackedConvolutionProblem& p,
                                         const PackedBlocking& tile) {
-  const std::int64_t n_inputs = static_cast<std::int64_t>(p.inputs.size()) / p.groups;
-  const std::int64_t bytes = footprint_bytes(p, tile.tile_height, tile.tile_width);
   std::vector<std::int64_t> blocks;
-  // Below, about and beyond a first-level cache of 32 or 48 KiB; then all at once.
-  for (const std::int64_t budget : {16 << 10, 28 << 10, 56 << 10, 224 << 10}) {
-    const std::int64_t channels = std::clamp<std::int64_t>(budget / bytes, 1, n_inputs);
+  for (const std::int64_t times : {1, 2, 4, 16}) {
+    const std::int64_t channels =
+        fitting_channels(p, tile.tile_height, tile.tile_width, times * kTileBytes * 2 / 3);
     if (std::find(blocks.begin(), blocks.end(), channels) == blocks.end()) {
       blocks.push_back(channels);
     }
@@ -370,7 +405,7 @@ PackedBlocking PackedConvolution::timed_blocking(const PackedConvolutionProblem&
   double least = std::numeric_limits<double>::infinity();
   for (const int rows : {1, 2, 4}) {
     if (wanted.rows_per_group > 0 && rows != wanted.rows_per_group) continue;
-    for (PackedBlocking candidate : likely_tiles(p, rows, isa_, 3)) {
+    for (PackedBlocking candidate : likely_tiles(p, rows, isa_, 4)) {
       for (const std::int64_t channels : likely_blocks(p, candidate)) {
         candidate.block_channels = channels;
         blocking_ = candidate;
@@ -409,8 +444,10 @@ void PackedConvolution::run_tile(const PackedView& in, const PackedView& out,
   const std::int64_t across = (out_.strip_width + blocking_.tile_width - 1) / blocking_.tile_width;
   const std::int64_t y = tile / across * blocking_.tile_height;
   const std::int64_t x = tile % across * blocking_.tile_width;
-  const auto height = static_cast<int>(std::min<std::int64_t>(blocking_.tile_height, out_.strip_height - y));
-  const auto width = static_cast<int>(std::min<std::int64_t>(blocking_.tile_width, out_.strip_width - x));
+  const auto height =
+      static_cast<int>(std::min<std::int64_t>(blocking_.tile_height, out_.strip_height - y));
+  const auto width =
+      static_cast<int>(std::min<std::int64_t>(blocking_.tile_width, out_.strip_width - x));
   PackedTile t{};
   t.in = in.data + block * in.block_step + y * stride_height_ * in.row_step +
          x * stride_width_ * kPackedLanes;
@@ -438,8 +475,7 @@ void PackedConvolution::run_tile(const PackedView& in, const PackedView& out,
   t.most = activation_ == PackedActivation::relu6 ? 6.0f : kInfinity;
   t.has_end = clamped || residual.data != nullptr;
   t.smooth = clamped ? PackedActivation::none : activation_;
-  kernels_of(isa_).tile(part.rows_per_group, height, width,
-                        column_stride_of(stride_width_))(t);
+  kernels_of(isa_).tile(part.rows_per_group, height, width, column_stride_of(stride_width_))(t);
 }
 
 void PackedConvolution::run_block(const PackedView& in, const PackedView& out,
@@ -451,8 +487,8 @@ void PackedConvolution::run_block(const PackedView& in, const PackedView& out,
   }
 }
 
-void PackedConvolution::run(const PackedView& in, const PackedView& out,
-                            const PackedView& residual, int threads) const {
+void PackedConvolution::run(const PackedView& in, const PackedView& out, const PackedView& residual,
+                            int threads) const {
   if (in.row_step != in_.row_floats() || in.channel_step != in_.channel_floats()) {
     fail("in: expected a view in the layout that the convolution was made for");
   }

@@ -71,9 +71,9 @@ struct PackedSegment {
 };
 
 struct PackedTile {
-  const float* in;        // first position of the tile, channel 0
-  float* out;             // as in
-  const float* residual;  // as out, or null
+  const float* in;                             // first position of the tile, channel 0
+  float* out;                                  // as in
+  const float* residual;                       // as out, or null
   std::int64_t in_row_bytes, in_column_bytes;  // between the positions of neighbouring outputs
   std::int64_t out_row_floats, out_channel_floats, residual_row_floats, residual_channel_floats;
   const PackedSegment *first, *last;

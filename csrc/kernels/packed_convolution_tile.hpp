@@ -51,8 +51,8 @@ __attribute__((noinline)) inline void smooth_tile(float* out, std::int64_t row_f
   }
 }
 
-#define CAUSALPRUNE_TILE_LOOP(index, count)                            \
-  CAUSALPRUNE_UNROLL_TILE                                              \
+#define CAUSALPRUNE_TILE_LOOP(index, count) \
+  CAUSALPRUNE_UNROLL_TILE                   \
   for (int index = 0; index < count; ++index)
 
 #if defined(__clang__)
@@ -61,7 +61,8 @@ __attribute__((noinline)) inline void smooth_tile(float* out, std::int64_t row_f
 #define CAUSALPRUNE_UNROLL_TILE _Pragma("GCC unroll 28")
 #endif
 
-// Keeps the compiler from holding a register for every position: one pointer and constant distances.
+// Keeps the compiler from holding a register for every position: one pointer and constant
+// distances.
 template <class T>
 CAUSALPRUNE_INLINE T* one_pointer(T* p) {
   asm("" : "+r"(p));
@@ -124,9 +125,7 @@ CAUSALPRUNE_INLINE void end_tile(const PackedTile& t, std::int32_t row,
   const vec16f least = broadcast(t.least), most = broadcast(t.most);
   CAUSALPRUNE_TILE_LOOP(r, Rows) {
     CAUSALPRUNE_TILE_LOOP(y, Height) {
-      CAUSALPRUNE_TILE_LOOP(x, Width) {
-        sums.v[r][y][x] = min(most, max(least, sums.v[r][y][x]));
-      }
+      CAUSALPRUNE_TILE_LOOP(x, Width) { sums.v[r][y][x] = min(most, max(least, sums.v[r][y][x])); }
     }
   }
 }
@@ -135,8 +134,9 @@ template <int Rows, int Height, int Width>
 struct TileMemory {
   // Calls body(sum, float* at) for all positions of the rows' channels in `base`.
   template <class Body>
-  static CAUSALPRUNE_INLINE void each(TileSums<Rows, Height, Width>& sums, float* const (&row)[Rows],
-                                      std::int64_t row_floats, const Body& body) {
+  static CAUSALPRUNE_INLINE void each(TileSums<Rows, Height, Width>& sums,
+                                      float* const (&row)[Rows], std::int64_t row_floats,
+                                      const Body& body) {
     CAUSALPRUNE_TILE_LOOP(r, Rows) {
       float* line = row[r];
       CAUSALPRUNE_TILE_LOOP(y, Height) {
@@ -165,9 +165,7 @@ void run_tile(const PackedTile& t) {
     if ((s->flags & kFirstSegment) != 0) {
       CAUSALPRUNE_TILE_LOOP(r, Rows) {
         const vec16f bias = broadcast(t.bias[s->row + r]);
-        CAUSALPRUNE_TILE_LOOP(y, Height) {
-          CAUSALPRUNE_TILE_LOOP(x, Width) sums.v[r][y][x] = bias;
-        }
+        CAUSALPRUNE_TILE_LOOP(y, Height) { CAUSALPRUNE_TILE_LOOP(x, Width) sums.v[r][y][x] = bias; }
       }
     } else {
       Memory::each(sums, out, out_row, [](vec16f& sum, float* at) { sum = load(at); });

@@ -5,8 +5,8 @@
 // (i * rows + a) * columns + b holds rows [a * strip_height, (a + 1) * strip_height) and columns
 // [b * strip_width, (b + 1) * strip_width) of image block * images + i. Around every strip lie
 // `top`, `bottom`, `left` and `right` rows and columns of halo: what neighbouring strips hold, or
-// what lies outside the image. Neither the halo nor what lies beyond the image inside a strip (where
-// strips are ragged) is valid until a HaloFill has run.
+// what lies outside the image. Neither the halo nor what lies beyond the image inside a strip
+// (where strips are ragged) is valid until a HaloFill has run.
 #pragma once
 
 #include <cstdint>

@@ -36,8 +36,7 @@ int PackedProgram::buffer(const PackedLayout& layout) {
 int PackedProgram::slice(int buffer, std::int64_t first_channel, std::int64_t n_channels) {
   check_buffer("buffer", buffer);
   const Buffer whole = at(buffer);
-  if (first_channel < 0 || n_channels < 0 ||
-      first_channel + n_channels > whole.layout.n_channels) {
+  if (first_channel < 0 || n_channels < 0 || first_channel + n_channels > whole.layout.n_channels) {
     fail("slice: expected channels in [0, ", whole.layout.n_channels, "), got ", n_channels,
          " from ", first_channel);
   }
@@ -81,28 +80,34 @@ PackedView PackedProgram::view(const Context& context, int buffer) const {
 
 void PackedProgram::pack(int argument, int to) {
   check_buffer("to", to);
-  add([this, argument, to](const Context& c) {
-    return causalprune::pack(argument_of(c.inputs, argument, "inputs"), at(to).layout, view(c, to),
-                             isa_, c.threads);
-  }, {to});
+  add(
+      [this, argument, to](const Context& c) {
+        return causalprune::pack(argument_of(c.inputs, argument, "inputs"), at(to).layout,
+                                 view(c, to), isa_, c.threads);
+      },
+      {to});
 }
 
 void PackedProgram::unpack(int from, int argument) {
   check_buffer("from", from);
-  add([this, from, argument](const Context& c) {
-    causalprune::unpack(at(from).layout, view(c, from),
-                        argument_of(c.outputs, argument, "outputs"), isa_, c.threads);
-    return true;
-  }, {from});
+  add(
+      [this, from, argument](const Context& c) {
+        causalprune::unpack(at(from).layout, view(c, from),
+                            argument_of(c.outputs, argument, "outputs"), isa_, c.threads);
+        return true;
+      },
+      {from});
 }
 
 void PackedProgram::global_average(int from, int argument) {
   check_buffer("from", from);
-  add([this, from, argument](const Context& c) {
-    causalprune::global_average(at(from).layout, view(c, from),
-                                argument_of(c.outputs, argument, "outputs"), isa_, c.threads);
-    return true;
-  }, {from});
+  add(
+      [this, from, argument](const Context& c) {
+        causalprune::global_average(at(from).layout, view(c, from),
+                                    argument_of(c.outputs, argument, "outputs"), isa_, c.threads);
+        return true;
+      },
+      {from});
 }
 
 void PackedProgram::convolve(std::shared_ptr<const PackedConvolution> plan, int from, int to,
@@ -123,20 +128,24 @@ void PackedProgram::convolve(std::shared_ptr<const PackedConvolution> plan, int 
     }
   }
   if (at(from).parent == at(to).parent) fail("to: expected another buffer than from");
-  add([this, plan = std::move(plan), from, to, residual](const Context& c) {
-    plan->run(view(c, from), view(c, to), residual < 0 ? PackedView{} : view(c, residual),
-              c.threads);
-    return true;
-  }, {from, to, residual});
+  add(
+      [this, plan = std::move(plan), from, to, residual](const Context& c) {
+        plan->run(view(c, from), view(c, to), residual < 0 ? PackedView{} : view(c, residual),
+                  c.threads);
+        return true;
+      },
+      {from, to, residual});
 }
 
 void PackedProgram::fill_halo(int buffer, float outside) {
   check_buffer("buffer", buffer);
   auto fill = std::make_shared<const HaloFill>(at(buffer).layout, outside);
-  add([this, fill, buffer](const Context& c) {
-    fill->run(view(c, buffer), isa_, c.threads);
-    return true;
-  }, {buffer});
+  add(
+      [this, fill, buffer](const Context& c) {
+        fill->run(view(c, buffer), isa_, c.threads);
+        return true;
+      },
+      {buffer});
 }
 
 void PackedProgram::pool(const PoolProblem& problem, int from, int to) {
@@ -145,10 +154,12 @@ void PackedProgram::pool(const PoolProblem& problem, int from, int to) {
   PoolProblem p = problem;
   p.in = at(from).layout, p.out = at(to).layout;
   auto made = std::make_shared<const Pool>(p);
-  add([this, made, from, to](const Context& c) {
-    made->run(view(c, from), view(c, to), isa_, c.threads);
-    return true;
-  }, {from, to});
+  add(
+      [this, made, from, to](const Context& c) {
+        made->run(view(c, from), view(c, to), isa_, c.threads);
+        return true;
+      },
+      {from, to});
 }
 
 void PackedProgram::combine(int a, int b, int to, std::vector<float> scale,
@@ -165,11 +176,13 @@ void PackedProgram::combine(int a, int b, int to, std::vector<float> scale,
   }
   auto problem = std::make_shared<const CombineProblem>(
       CombineProblem{at(to).layout, activation, std::move(scale), std::move(shift)});
-  add([this, problem, a, b, to](const Context& c) {
-    causalprune::combine(*problem, view(c, a), b < 0 ? PackedView{} : view(c, b), view(c, to),
-                         isa_, c.threads);
-    return true;
-  }, {a, b, to});
+  add(
+      [this, problem, a, b, to](const Context& c) {
+        causalprune::combine(*problem, view(c, a), b < 0 ? PackedView{} : view(c, b), view(c, to),
+                             isa_, c.threads);
+        return true;
+      },
+      {a, b, to});
 }
 
 void PackedProgram::finish() {
@@ -179,9 +192,8 @@ void PackedProgram::finish() {
   for (int k = 0; k < static_cast<int>(buffers_.size()); ++k) {
     if (at(k).parent == k && at(k).first_step >= 0) order.push_back(k);
   }
-  std::stable_sort(order.begin(), order.end(), [this](int a, int b) {
-    return at(a).layout.floats() > at(b).layout.floats();
-  });
+  std::stable_sort(order.begin(), order.end(),
+                   [this](int a, int b) { return at(a).layout.floats() > at(b).layout.floats(); });
   // The largest first, each at the lowest place that is free while it is needed.
   std::vector<int> placed;
   for (const int k : order) {
@@ -204,9 +216,8 @@ void PackedProgram::finish() {
   }
 }
 
-bool PackedProgram::run(const std::vector<PlainView>& inputs,
-                        const std::vector<PlainView>& outputs, float* workspace,
-                        std::int64_t workspace_floats, bool stop_at_nonfinite,
+bool PackedProgram::run(const std::vector<PlainView>& inputs, const std::vector<PlainView>& outputs,
+                        float* workspace, std::int64_t workspace_floats, bool stop_at_nonfinite,
                         int threads) const {
   if (!finished_) fail("program: expected finish() before a run");
   if (workspace_floats < workspace_floats_) {

@@ -54,7 +54,7 @@ class PackedProgram {
     PackedLayout layout;
     int parent;  // itself for a buffer of its own
     std::int64_t first_channel;
-    std::int64_t offset = 0;         // of the memory, in floats
+    std::int64_t offset = 0;  // of the memory, in floats
     int first_step = -1, last_step = -1;
   };
   struct Context {

@@ -47,7 +47,9 @@ Lane lane_of(const PackedLayout& l, std::int64_t block, std::int64_t lane) {
           lane / l.columns % l.rows * l.strip_height, lane % l.columns * l.strip_width};
 }
 
-std::int64_t floor_div(std::int64_t a, std::int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+std::int64_t floor_div(std::int64_t a, std::int64_t b) {
+  return a >= 0 ? a / b : -((b - 1 - a) / b);
+}
 
 // Calls body(lines offset of each lane or -1, count of each lane, packed offset, step, n) for all
 // blocks of up to sixteen neighbours along the axis that is contiguous outside the layout.
@@ -91,9 +93,8 @@ void for_each_task(const PackedLayout& l, bool channels_inside, int threads, con
   const std::int64_t deep = channels_inside ? kPackedLanes : 1;
   const std::int64_t groups = (l.n_channels + deep - 1) / deep, tasks = l.n_blocks() * groups;
   const int workers = worker_count(threads, tasks, l.floats());
-  parallel_for(workers, tasks, [&](int, std::int64_t task) {
-    body(task / groups, task % groups * deep);
-  });
+  parallel_for(workers, tasks,
+               [&](int, std::int64_t task) { body(task / groups, task % groups * deep); });
 }
 
 }  // namespace
@@ -108,26 +109,26 @@ bool pack(const PlainView& from, const PackedLayout& l, const PackedView& to, Is
   for_each_task(l, channels_inside, threads, [&](std::int64_t block, std::int64_t channel) {
     float* base = to.data + block * to.block_step + channel * to.channel_step;
     bool all = true;
-    for_each_block(from, l, block, channel, channels_inside,
-                   [&](const std::int64_t* offset, const int* count, std::int64_t y,
-                       std::int64_t x, int n) {
-      LinesIn lines{};
-      float gathered[kPackedLanes][kPackedLanes];
-      for (std::int64_t lane = 0; lane < kPackedLanes; ++lane) {
-        lines.count[lane] = count[lane];
-        lines.line[lane] = count[lane] > 0 ? from.data + offset[lane] : from.data;
-        if (inner == Inner::neither) {
-          for (int k = 0; k < count[lane]; ++k) {
-            gathered[lane][k] = from.data[offset[lane] + k * from.stride[3]];
+    for_each_block(
+        from, l, block, channel, channels_inside,
+        [&](const std::int64_t* offset, const int* count, std::int64_t y, std::int64_t x, int n) {
+          LinesIn lines{};
+          float gathered[kPackedLanes][kPackedLanes];
+          for (std::int64_t lane = 0; lane < kPackedLanes; ++lane) {
+            lines.count[lane] = count[lane];
+            lines.line[lane] = count[lane] > 0 ? from.data + offset[lane] : from.data;
+            if (inner == Inner::neither) {
+              for (int k = 0; k < count[lane]; ++k) {
+                gathered[lane][k] = from.data[offset[lane] + k * from.stride[3]];
+              }
+              lines.line[lane] = gathered[lane];
+            }
           }
-          lines.line[lane] = gathered[lane];
-        }
-      }
-      lines.to = base + y * to.row_step + x * kPackedLanes;
-      lines.step = channels_inside ? to.channel_step : kPackedLanes;
-      lines.n = n;
-      all = kernels.lines_in(lines) && all;
-    });
+          lines.to = base + y * to.row_step + x * kPackedLanes;
+          lines.step = channels_inside ? to.channel_step : kPackedLanes;
+          lines.n = n;
+          all = kernels.lines_in(lines) && all;
+        });
     if (!all) finite.store(false, std::memory_order_relaxed);
   });
   return finite.load();
@@ -141,26 +142,26 @@ void unpack(const PackedLayout& l, const PackedView& from, const PlainView& to, 
   const bool channels_inside = inner == Inner::channels;
   for_each_task(l, channels_inside, threads, [&](std::int64_t block, std::int64_t channel) {
     const float* base = from.data + block * from.block_step + channel * from.channel_step;
-    for_each_block(to, l, block, channel, channels_inside,
-                   [&](const std::int64_t* offset, const int* count, std::int64_t y,
-                       std::int64_t x, int n) {
-      LinesOut lines{};
-      float scattered[kPackedLanes][kPackedLanes];
-      for (std::int64_t lane = 0; lane < kPackedLanes; ++lane) {
-        lines.count[lane] = count[lane];
-        lines.line[lane] = inner == Inner::neither ? scattered[lane] : to.data + offset[lane];
-      }
-      lines.from = base + y * from.row_step + x * kPackedLanes;
-      lines.step = channels_inside ? from.channel_step : kPackedLanes;
-      lines.n = n;
-      kernels.lines_out(lines);
-      if (inner != Inner::neither) return;
-      for (std::int64_t lane = 0; lane < kPackedLanes; ++lane) {
-        for (int k = 0; k < count[lane]; ++k) {
-          to.data[offset[lane] + k * to.stride[3]] = scattered[lane][k];
-        }
-      }
-    });
+    for_each_block(
+        to, l, block, channel, channels_inside,
+        [&](const std::int64_t* offset, const int* count, std::int64_t y, std::int64_t x, int n) {
+          LinesOut lines{};
+          float scattered[kPackedLanes][kPackedLanes];
+          for (std::int64_t lane = 0; lane < kPackedLanes; ++lane) {
+            lines.count[lane] = count[lane];
+            lines.line[lane] = inner == Inner::neither ? scattered[lane] : to.data + offset[lane];
+          }
+          lines.from = base + y * from.row_step + x * kPackedLanes;
+          lines.step = channels_inside ? from.channel_step : kPackedLanes;
+          lines.n = n;
+          kernels.lines_out(lines);
+          if (inner != Inner::neither) return;
+          for (std::int64_t lane = 0; lane < kPackedLanes; ++lane) {
+            for (int k = 0; k < count[lane]; ++k) {
+              to.data[offset[lane] + k * to.stride[3]] = scattered[lane][k];
+            }
+          }
+        });
   });
 }
 
@@ -183,8 +184,8 @@ HaloFill::HaloFill(const PackedLayout& l, float outside) : layout_(l), outside_(
       }
       if (same) continue;
       const std::int64_t to = y * l.row_floats() + x * kPackedLanes;
-      const std::int64_t from = (y - down * l.strip_height) * l.row_floats() +
-                                (x - right * l.strip_width) * kPackedLanes;
+      const std::int64_t from =
+          (y - down * l.strip_height) * l.row_floats() + (x - right * l.strip_width) * kPackedLanes;
       std::int32_t number = -1;
       if (some) {
         const auto found = known.emplace(table, static_cast<std::int32_t>(tables_.size()));
@@ -237,11 +238,10 @@ Pool::Pool(const PoolProblem& p) : p_(p) {
           const std::int64_t high = p.count_padding ? size + padding : size;
           return std::max<std::int64_t>(1, std::min(first + kernel, high) - std::max(first, low));
         };
-        const std::int64_t n =
-            seen((from.row + y) * p.stride_height - p.padding_height, p.in.height, p.kernel_height,
-                 p.padding_height) *
-            seen((from.column + x) * p.stride_width - p.padding_width, p.in.width, p.kernel_width,
-                 p.padding_width);
+        const std::int64_t n = seen((from.row + y) * p.stride_height - p.padding_height,
+                                    p.in.height, p.kernel_height, p.padding_height) *
+                               seen((from.column + x) * p.stride_width - p.padding_width,
+                                    p.in.width, p.kernel_width, p.padding_width);
         reciprocal_[at++] = 1.0f / static_cast<float>(n);
       }
     }
@@ -267,8 +267,7 @@ void Pool::run(const PackedView& in, const PackedView& out, Isa isa, int threads
       row.kernel_height = p_.kernel_height;
       row.kernel_width = p_.kernel_width;
       row.n_positions = l.strip_width;
-      row.reciprocal =
-          p_.average ? reciprocal_.data() + y * l.strip_width * kPackedLanes : nullptr;
+      row.reciprocal = p_.average ? reciprocal_.data() + y * l.strip_width * kPackedLanes : nullptr;
       kernels_of(isa).pool_row(row);
     }
   });

@@ -12,8 +12,8 @@ inline bool lines_in(const LinesIn& lines) {
   vec16f v[kLanes];
   vec16f witness = zero();
   for (int k = 0; k < kLanes; ++k) {
-    v[k] = lines.count[k] == kLanes ? load(lines.line[k])
-                                    : load_first(lines.line[k], lines.count[k]);
+    v[k] =
+        lines.count[k] == kLanes ? load(lines.line[k]) : load_first(lines.line[k], lines.count[k]);
     witness = fmadd(v[k], zero(), witness);  // zero while everything is finite
   }
   transpose(v);
@@ -49,8 +49,8 @@ inline void fill_halo(float* channel, const HaloMove* moves, std::int64_t n,
     const __m512i lane = _mm512_loadu_si512(table);
     const __mmask16 inside = _mm512_cmpge_epi32_mask(lane, _mm512_setzero_si512());
     const __m512 from = _mm512_loadu_ps(channel + move.from);
-    _mm512_storeu_ps(channel + move.to, _mm512_mask_permutexvar_ps(_mm512_set1_ps(outside), inside,
-                                                                   lane, from));
+    _mm512_storeu_ps(channel + move.to,
+                     _mm512_mask_permutexvar_ps(_mm512_set1_ps(outside), inside, lane, from));
 #else
     float moved[kLanes];
     for (int l = 0; l < kLanes; ++l) {
