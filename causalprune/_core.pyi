@@ -119,6 +119,7 @@ def path_effects(
     threads: int,
     isa: str = "",
 ) -> None: ...
+def peak_gflops(isa: str = "") -> float: ...
 def spanning_tree_crossings(
     children: Tensor,
     parents: Tensor,
@@ -142,6 +143,21 @@ def relative_sensitivity(
 ) -> None: ...
 
 # The following exist only in builds with CUDA kernels.
+def channel_conv2d_cuda(
+    x: Tensor,
+    weight: Tensor,
+    inputs: Tensor,
+    outputs: Tensor,
+    others: Tensor,
+    out: Tensor,
+    residual: Tensor | None,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> None: ...
 def cuda_status() -> tuple[int, int, str]: ...
 def path_effects_cuda(
     x: Tensor,
@@ -160,3 +176,18 @@ def path_effects_cuda(
 def path_effects_cuda_workspace(
     n_images: int, n_inputs: int, n_outputs: int, groups: int
 ) -> int: ...
+def sparse_conv2d_cuda(
+    x: Tensor,
+    channel: Tensor,
+    row_start: Tensor,
+    entries: Tensor,
+    out: Tensor,
+    residual: Tensor | None,
+    bias: Tensor | None,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> None: ...

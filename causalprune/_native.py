@@ -25,6 +25,7 @@ __all__ = [
     "PackedLayout",
     "PackedProgram",
     "available_isas",
+    "channel_conv2d_cuda",
     "channel_update",
     "chosen_isa",
     "compiler",
@@ -33,8 +34,10 @@ __all__ = [
     "path_effects",
     "path_effects_cuda",
     "path_effects_cuda_workspace",
+    "peak_gflops",
     "relative_sensitivity",
     "spanning_tree_crossings",
+    "sparse_conv2d_cuda",
     "version",
     "with_cuda",
     "with_openmp",
@@ -48,6 +51,7 @@ channel_update = _core.channel_update
 compiler: str = _core.compiler
 histogram_information = _core.histogram_information
 path_effects = _core.path_effects
+peak_gflops = _core.peak_gflops
 relative_sensitivity = _core.relative_sensitivity
 spanning_tree_crossings = _core.spanning_tree_crossings
 version: str = _core.version
@@ -55,9 +59,11 @@ with_cuda: bool = _core.with_cuda
 with_openmp: bool = _core.with_openmp
 
 # Present only in builds with CUDA kernels.
+channel_conv2d_cuda: Any = getattr(_core, "channel_conv2d_cuda", None)
 cuda_status: Any = getattr(_core, "cuda_status", None)
 path_effects_cuda: Any = getattr(_core, "path_effects_cuda", None)
 path_effects_cuda_workspace: Any = getattr(_core, "path_effects_cuda_workspace", None)
+sparse_conv2d_cuda: Any = getattr(_core, "sparse_conv2d_cuda", None)
 
 
 def chosen_isa() -> str:

@@ -4,8 +4,6 @@
 //
 //   bench_packed [seconds a figure] [layer]
 
-#include <time.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -15,7 +13,9 @@
 #include <vector>
 
 #include "common/aligned_array.hpp"
+#include "common/clock.hpp"
 #include "kernels/packed_convolution.hpp"
+#include "kernels/packed_steps.hpp"
 
 namespace {
 
@@ -24,11 +24,7 @@ using causalprune::PackedConvolution;
 using causalprune::PackedConvolutionProblem;
 using causalprune::PackedLayout;
 
-double thread_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
+using causalprune::thread_seconds;
 
 struct Layer {
   const char* name;
@@ -111,7 +107,9 @@ void measure(const Layer& l, double density, int rows, bool strips, double secon
 
 int main(int argc, char** argv) {
   const double seconds = argc > 1 ? std::atof(argv[1]) : 0.2;
-  std::printf("%s\n", causalprune::isa_name(causalprune::chosen_isa()));
+  const causalprune::Isa isa = causalprune::chosen_isa();
+  std::printf("%s, %.0f GFLOP/s on registers\n", causalprune::isa_name(isa),
+              causalprune::peak_gflops(isa));
   for (const Layer& l : kLayers) {
     if (argc > 2 && std::strstr(l.name, argv[2]) == nullptr) continue;
     for (const bool strips : {false, true}) {

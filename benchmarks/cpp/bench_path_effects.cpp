@@ -1,13 +1,12 @@
 // path_effects without Python in the loop: one line of CSV for each shape and instruction set.
 // Usage: bench_path_effects [isa] [shape name]; one thread, CPU time, best of several runs.
 
-#include <time.h>
-
 #include <cstdio>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "common/clock.hpp"
 #include "kernels/path_effects.hpp"
 
 namespace {
@@ -30,11 +29,7 @@ constexpr Shape kShapes[] = {
     {"resnet50_1x1_512_2048_7", 64, 512, 2048, 7, 1},
 };
 
-double thread_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
+using causalprune::thread_seconds;
 
 std::vector<float> normal(std::int64_t count, float scale, bool rectified, std::mt19937& random) {
   std::normal_distribution<float> draw(0.0f, scale);

@@ -77,6 +77,10 @@ CAUSALPRUNE_INLINE vec16f pow2(vec16f n) {
 CAUSALPRUNE_INLINE vec16f load_first(const float* p, int n) {
   return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p)};
 }
+// Writes the first n lanes and nothing further.
+CAUSALPRUNE_INLINE void store_first(float* p, vec16f a, int n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1u), a.v);
+}
 // Lanes become rows: 2x2 blocks, then 4x4, then the four 128-bit quarters twice.
 CAUSALPRUNE_INLINE void transpose(vec16f (&a)[16]) {
   __m512 b[16];
@@ -269,6 +273,11 @@ CAUSALPRUNE_INLINE vec16f load_first(const float* p, int n) {
   float lane[kLanes] = {};
   for (int k = 0; k < n; ++k) lane[k] = p[k];
   return load(lane);
+}
+CAUSALPRUNE_INLINE void store_first(float* p, vec16f a, int n) {
+  float lane[kLanes];
+  store(lane, a);
+  for (int k = 0; k < n; ++k) p[k] = lane[k];
 }
 
 #if defined(CAUSALPRUNE_ISA_AVX2)

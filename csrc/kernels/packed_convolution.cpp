@@ -2,16 +2,14 @@
 
 #include "kernels/packed_convolution.hpp"
 
-#include <time.h>
-
 #include <algorithm>
-#include <chrono>
 #include <iterator>
 #include <limits>
 #include <map>
 #include <string>
 #include <utility>
 
+#include "common/clock.hpp"
 #include "common/error.hpp"
 #include "common/parallel.hpp"
 
@@ -333,16 +331,6 @@ std::vector<std::int64_t> likely_blocks(const PackedConvolutionProblem& p,
     }
   }
   return blocks;
-}
-
-double thread_seconds() {
-#if defined(CLOCK_THREAD_CPUTIME_ID)
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-#else
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-#endif
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <limits>
 #include <map>
 
+#include "common/clock.hpp"
 #include "common/error.hpp"
 #include "common/parallel.hpp"
 
@@ -56,24 +57,29 @@ std::int64_t floor_div(std::int64_t a, std::int64_t b) {
 template <class Body>
 void for_each_block(const PlainView& plain, const PackedLayout& l, std::int64_t block,
                     std::int64_t channel, bool channels_inside, const Body& body) {
-  const std::int64_t tall = l.strip_height, wide = l.strip_width;
-  const std::int64_t deep = channels_inside ? std::min(kPackedLanes, l.n_channels - channel) : 1;
-  for (std::int64_t y = 0; y < tall; ++y) {
-    for (std::int64_t x = 0; x < wide; x += channels_inside ? 1 : kPackedLanes) {
-      std::int64_t offset[kPackedLanes];
-      int count[kPackedLanes];
-      for (std::int64_t lane = 0; lane < kPackedLanes; ++lane) {
-        const Lane at = lane_of(l, block, lane);
-        const bool inside =
-            at.image < l.n_images && at.row + y < l.height && at.column + x < l.width;
-        const std::int64_t along =
-            channels_inside ? deep : std::min({kPackedLanes, wide - x, l.width - at.column - x});
-        count[lane] = inside ? static_cast<int>(along) : 0;
-        offset[lane] = at.image * plain.stride[0] + channel * plain.stride[1] +
-                       (at.row + y) * plain.stride[2] + (at.column + x) * plain.stride[3];
+  // Divisions by the lanes once: they would cost more than moving the numbers.
+  Lane lanes[kPackedLanes];
+  std::int64_t first[kPackedLanes];
+  for (std::int64_t lane = 0; lane < kPackedLanes; ++lane) {
+    lanes[lane] = lane_of(l, block, lane);
+    first[lane] = lanes[lane].image * plain.stride[0] + channel * plain.stride[1] +
+                  lanes[lane].row * plain.stride[2] + lanes[lane].column * plain.stride[3];
+  }
+  const std::int64_t deep = std::min(kPackedLanes, l.n_channels - channel);
+  const std::int64_t step = channels_inside ? 1 : kPackedLanes;
+  std::int64_t offset[kPackedLanes];
+  int count[kPackedLanes];
+  for (std::int64_t y = 0; y < l.strip_height; ++y) {
+    for (std::int64_t x = 0; x < l.strip_width; x += step) {
+      const std::int64_t n = channels_inside ? deep : std::min(kPackedLanes, l.strip_width - x);
+      for (int lane = 0; lane < kPackedLanes; ++lane) {
+        const Lane& at = lanes[lane];
+        const std::int64_t right = l.width - at.column - x;
+        const bool inside = at.image < l.n_images && at.row + y < l.height && right > 0;
+        count[lane] = inside ? static_cast<int>(channels_inside ? deep : std::min(n, right)) : 0;
+        offset[lane] = first[lane] + y * plain.stride[2] + x * plain.stride[3];
       }
-      const int n = static_cast<int>(channels_inside ? deep : std::min(kPackedLanes, wide - x));
-      body(offset, count, y, x, n);
+      body(offset, count, y, x, static_cast<int>(n));
     }
   }
 }
@@ -328,6 +334,18 @@ void global_average(const PackedLayout& l, const PackedView& from, const PlainVi
       to.data[n * to.stride[0] + channel * to.stride[1]] = sum * share;
     }
   });
+}
+
+double peak_gflops(Isa isa) {
+  double best = 0.0;
+  for (int run = 0; run < 20; ++run) {
+    float sums[kPackedLanes];
+    std::fill_n(sums, kPackedLanes, 0.5f);
+    const double begin = thread_seconds();
+    const auto operations = static_cast<double>(kernels_of(isa).multiply_adds(20000, sums));
+    best = std::max(best, operations / (thread_seconds() - begin) / 1e9);
+  }
+  return best;
 }
 
 }  // namespace causalprune
