@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from causalprune.cli.bench_command import bench
 from causalprune.cli.console import (
     console_for_errors,
     errors_in_one_line,
@@ -43,6 +44,7 @@ app = typer.Typer(
 
 app.command()(score)
 app.command()(prune)
+app.command()(bench)
 
 _QUICK: Mapping[str, Any] = {
     "methods": ("path", "random"),

@@ -136,11 +136,10 @@ def dense_alternatives(x: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Cal
         "nchw": lambda: F.conv2d(x, weight, bias, padding=padding),
         "channels_last": lambda: F.conv2d(last_x, last_weight, bias, padding=padding),
     }
-    if torch.backends.mkldnn.is_available():
+    if torch._C._has_mkldnn:
         pair = (padding, padding)
-        packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
-            weight.to_mkldnn(), pair, (1, 1), (1, 1), 1, list(x.shape)
-        )
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the input's shape
+        packed = reorder(weight.to_mkldnn(), pair, (1, 1), (1, 1), 1, list(x.shape))
         own = x.to_mkldnn()
         found["prepacked"] = lambda: torch.conv2d(own, packed, bias, padding=pair)
     return found

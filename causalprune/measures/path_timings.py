@@ -1,0 +1,89 @@
+"""Path effects beside the forward pass that they are measured against, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from causalprune.measures.kernel_benchmarks import LAYERS, ConvolutionLayer, dense_alternatives
+from causalprune.measures.kernel_timing import fastest_seconds
+from causalprune.measures.latency import torch_threads
+from causalprune.ops import path_effects
+
+__all__ = ["PathTiming", "path_timings"]
+
+
+@dataclass(frozen=True)
+class PathTiming:
+    """The effects of all edges of one layer, all statistics, with gradient.
+
+    Attributes
+    ----------
+    layer : str
+    batch, threads : int
+    forward_ms : dict of str to float
+        The layer itself by torch, by memory layout.
+    native_ms : float
+        ``causalprune.ops.path_effects``.
+    """
+
+    layer: str
+    batch: int
+    threads: int
+    forward_ms: dict[str, float]
+    native_ms: float
+
+    @property
+    def times_forward(self) -> float:
+        """How many of the fastest forward passes it takes."""
+        return self.native_ms / min(self.forward_ms.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {**asdict(self), "times_forward": self.times_forward}
+
+
+def path_timings(
+    layers: Sequence[ConvolutionLayer] = LAYERS,
+    batches: Sequence[int] = (8,),
+    *,
+    threads: int = 1,
+    seconds: float = 0.3,
+    seed: int = 0,
+) -> Iterator[PathTiming]:
+    """Time layers behind and before a ReLU, one after the other.
+
+    Parameters
+    ----------
+    layers, batches, threads, seconds, seed
+        See :func:`causalprune.measures.kernel_benchmarks.sparse_timings`.
+
+    Yields
+    ------
+    PathTiming
+    """
+    with torch_threads(threads), torch.no_grad():
+        for layer in layers:
+            for batch in batches:
+                generator = torch.Generator().manual_seed(seed)
+                size, padding = (layer.size, layer.size), layer.kernel // 2
+                x = torch.randn(batch, layer.inputs, *size, generator=generator).relu_()
+                shape = (layer.outputs, layer.inputs, layer.kernel, layer.kernel)
+                weight = torch.randn(shape, generator=generator) * 0.05
+                bias = torch.zeros(layer.outputs)
+                pre = F.conv2d(x, weight, bias, padding=padding)
+                grad = torch.randn(pre.shape, generator=generator)
+                ours = partial(path_effects, x, weight, pre, grad, padding=padding)
+                found = fastest_seconds(
+                    {**dense_alternatives(x, weight, bias), "native": ours},
+                    threads=threads,
+                    seconds=seconds,
+                )
+                milliseconds = {name: 1e3 * value for name, value in found.items()}
+                native = milliseconds.pop("native")
+                yield PathTiming(layer.name, batch, threads, milliseconds, native)

@@ -1,0 +1,55 @@
+"""The command ``causalprune bench``: figures on the terminal and in a file; what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli.refusals import refusal
+from typer.testing import CliRunner, Result
+
+from causalprune.cli import app
+
+
+def _run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["bench", *arguments])
+
+
+@pytest.mark.parametrize("kernel", ["sparse", "channel", "path"])
+def test_figures_of_one_layer(kernel: str, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    kept = () if kernel == "path" else ("--kept", "0.5,0.1")
+    ran = _run(
+        kernel, "--layer", "64x8x8", "--batch", "2", *kept, "--seconds", "0.001", "--json", str(out)
+    )
+    assert ran.exit_code == 0, ran.output
+    assert "64x8x8" in ran.output
+    record = json.loads(out.read_text())
+    assert (record["schema"], record["kernel"]) == (1, kernel)
+    assert len(record["rows"]) == (1 if kernel == "path" else 2)
+    for row in record["rows"]:
+        assert row["batch"] == 2 and row["native_ms"] > 0
+        if kernel == "path":
+            assert row["times_forward"] == row["native_ms"] / min(row["forward_ms"].values())
+        else:
+            assert {"nchw", "channels_last"} <= set(row["dense_ms"])
+            assert row["speedup"] == min(row["dense_ms"].values()) / row["native_ms"]
+            assert row["gflops"] > 0 and row["peak_gflops"] > 0
+    if kernel == "channel":
+        assert "gather" in record["rows"][0]["peers_ms"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("sparse", "--layer", "nowhere"), "--layer: expected part of one of ResNet-20"),
+        (("sparse", "--batch", "none"), "--batch: expected positive numbers"),
+        (("sparse", "--kept", "-1"), "--kept: expected positive numbers"),
+        (("sparse", "--layer", "64x8x8", "--kept", "1.5"), "sparsities: expected numbers"),
+        (("channel", "--threads", "0"), "--threads: expected at least 1"),
+        (("path", "--kept", "0.5"), "--kept: expected none"),
+    ],
+)
+def test_what_is_refused(arguments: tuple[str, ...], words: str) -> None:
+    assert words in refusal(_run(*arguments))
