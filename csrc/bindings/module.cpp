@@ -41,6 +41,9 @@ PYBIND11_MODULE(_core, module) {
   module.def("chosen_isa",
              [] { return std::string(causalprune::isa_name(causalprune::chosen_isa())); });
   causalprune::bind_channel_update(module);
+#if defined(CAUSALPRUNE_WITH_CUDA)
+  causalprune::bind_cuda_convolutions(module);
+#endif
   causalprune::bind_information(module);
   causalprune::bind_packed(module);
   causalprune::bind_path_effects(module);
