@@ -118,7 +118,8 @@ def picture(rows: Sequence[ConvolutionTiming], path: Path) -> None:
         axis.grid(alpha=0.3)
     first = axes if len(batches) == 1 else axes[0]
     first.set_ylabel("times faster than the best dense convolution")
-    first.legend(fontsize=7, frameon=False)
+    handles, labels = first.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
 
 
