@@ -289,6 +289,22 @@ PackedTapLists lists_of(const PackedConvolutionProblem& p, const PackedBlocking&
   return lists;
 }
 
+// Into how many independent parts the rows are divided: the sums of a part wait in the second-level
+// cache between blocks of channels, and every thread has several parts of a tile to take, or one
+// would wait for the others.
+int parts_of(const PackedConvolutionProblem& p, const PackedBlocking& blocking, std::int64_t tiles,
+             int threads) {
+  constexpr std::int64_t kSumBytes = 192 << 10;
+  const std::int64_t row_bytes = 4 * kPackedLanes * blocking.tile_height * blocking.tile_width;
+  const std::int64_t bytes = static_cast<std::int64_t>(p.outputs.size()) * row_bytes;
+  const std::int64_t n_inputs = static_cast<std::int64_t>(p.inputs.size()) / p.groups;
+  // Sums of all channels at once never wait.
+  const std::int64_t cached =
+      blocking.block_channels >= n_inputs ? 1 : (bytes + kSumBytes - 1) / kSumBytes;
+  const std::int64_t busy = threads < 2 ? 1 : 4 * threads / std::max<std::int64_t>(1, tiles) + 1;
+  return static_cast<int>(std::clamp<std::int64_t>(std::max(cached, busy), 1, 64));
+}
+
 bool usable(const PackedConvolutionKernels& kernels, const PackedBlocking& b, int column_stride) {
   return kernels.tile(b.rows_per_group, b.tile_height, b.tile_width, column_stride) != nullptr;
 }
@@ -374,10 +390,7 @@ PackedConvolution::PackedConvolution(const PackedConvolutionProblem& p,
     fail("blocking: expected a tile that this instruction set has, got ", blocking_.rows_per_group,
          " rows of ", blocking_.tile_height, " x ", blocking_.tile_width);
   }
-  const std::int64_t tasks = std::max<std::int64_t>(1, out_.n_blocks() * n_tiles());
-  // Several tasks a thread, or one of them waits for the others.
-  const std::int64_t parts = threads < 2 ? 1 : (4 * threads + tasks - 1) / tasks;
-  lists_ = lists_of(p, blocking_, static_cast<int>(std::min<std::int64_t>(parts, 64)));
+  lists_ = lists_of(p, blocking_, parts_of(p, blocking_, out_.n_blocks() * n_tiles(), threads));
 }
 
 PackedBlocking PackedConvolution::timed_blocking(const PackedConvolutionProblem& p,
@@ -397,7 +410,7 @@ PackedBlocking PackedConvolution::timed_blocking(const PackedConvolutionProblem&
       for (const std::int64_t channels : likely_blocks(p, candidate)) {
         candidate.block_channels = channels;
         blocking_ = candidate;
-        lists_ = lists_of(p, candidate, 1);
+        lists_ = lists_of(p, candidate, parts_of(p, candidate, 1, 1));
         double fastest = std::numeric_limits<double>::infinity(), spent = 0.0;
         for (int run = 0; run < 20 && (run < 2 || spent < kEnoughSeconds); ++run) {
           const double begin = thread_seconds();
