@@ -250,6 +250,9 @@ def report(study: Study) -> str:
     lines += [
         "",
         f"Refit: {min(seconds):.0f} to {max(seconds):.0f} CPU s a network." if seconds else "",
+        "",
+        "Cells were measured at several commits, at which these rankings compute the same; the "
+        "line below is that of the table.",
     ]
     return "\n".join([*lines, "", provenance(), ""])
 

@@ -140,8 +140,8 @@ def _shown(table: Table, timings: Iterable[Any], cells: Any) -> list[dict[str, A
 
 
 def _write(path: Path, kernel: Kernel, rows: list[dict[str, Any]]) -> None:
-    import causalprune
     from causalprune.files import replace_file
+    from causalprune.measures import info
 
-    record = {"schema": 1, "kernel": kernel.value, "info": causalprune.info(), "rows": rows}
+    record = {"schema": 1, "kernel": kernel.value, "info": info(), "rows": rows}
     replace_file(path, json.dumps(record, indent=1) + "\n")

@@ -19,6 +19,7 @@ from causalprune.cli.prune_inputs import (
     further_options,
     guard_wanted,
     image_parts_of,
+    tolerance_of,
     training_of,
 )
 from causalprune.cli.score_command import device_of, options_of, shape_of
@@ -83,8 +84,12 @@ def prune(
         str | None, typer.Option(help="one_shot, progressive or iterative; default: the method's.")
     ] = None,
     compensation: Annotated[
-        str, typer.Option(help="What the remaining weights do about it: none, mean or refit.")
-    ] = "none",
+        str | None,
+        typer.Option(
+            help="What the remaining weights do about it: none, mean or refit; default refit "
+            "where there is --data."
+        ),
+    ] = None,
     scope: Annotated[str | None, typer.Option(help="global or layer.")] = None,
     round_to: Annotated[
         int | None, typer.Option(help="Layers keep a multiple of so many channels.")
@@ -162,6 +167,7 @@ def prune(
         chosen = options_of(option or [], method or "path", further_options())
         guarded = plan is None and guard_wanted(said, chosen, held_out)
         parts = image_parts_of(data, source, shape, images, held_out, guarded, test, data_root)
+        compensation = compensation or ("none" if parts is None else "refit")
         original = model_from(network, weights, n_classes=classes, seed=seed).to(device_of(device))
         original.eval()
         example = example_image(original, parts, plan, shape or source.input_shape)
@@ -171,6 +177,7 @@ def prune(
             settings = {
                 **said,
                 **chosen,
+                **tolerance_of(chosen, guarded, held_out),
                 **training_of(retrain, parts, seed),
                 "compensation": compensation,
                 "batch_size": batch_size,

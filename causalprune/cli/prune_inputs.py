@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
     from causalprune.experiments.image_parts import ImageParts
 
-__all__ = ["example_image", "further_options", "guard_wanted", "image_parts_of", "training_of"]
+__all__ = [
+    "example_image",
+    "further_options",
+    "guard_wanted",
+    "image_parts_of",
+    "tolerance_of",
+    "training_of",
+]
 
 
 def guard_wanted(said: Mapping[str, Any], options: Mapping[str, Any], held_out: str | None) -> bool:
@@ -24,6 +31,22 @@ def guard_wanted(said: Mapping[str, Any], options: Mapping[str, Any], held_out: 
     method = said.get("method", "path")
     _, schedule, _ = resolve_schedule(said.get("schedule"), method, options)
     return is_guarded(schedule, method, held_out=held_out is not None)
+
+
+def tolerance_of(
+    options: Mapping[str, Any], guarded: bool, held_out: str | None
+) -> dict[str, float]:
+    """Tolerance of a guard whose images this command takes from the training images."""
+    from causalprune.pruning.schedules import TOLERANCE_SEEN
+
+    of_a_file = held_out is not None and not _is_count(held_out)
+    if not guarded or of_a_file or "tolerance" in options:
+        return {}
+    return {"tolerance": TOLERANCE_SEEN}
+
+
+def _is_count(held_out: str) -> bool:
+    return held_out.lstrip("-").isdigit()
 
 
 def image_parts_of(
@@ -44,7 +67,7 @@ def image_parts_of(
             if value is not None:
                 raise InvalidArgumentError(f"--{name}: expected --data beside it")
         return None
-    counted = held_out is not None and held_out.lstrip("-").isdigit()
+    counted = held_out is not None and _is_count(held_out)
     return image_parts(
         data,
         source,

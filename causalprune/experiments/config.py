@@ -56,7 +56,8 @@ class RunConfig:
         layers, and layer for the others (norms, random): as they were published, and because
         ranking plain norms together empties the layers with the smallest filters first.
     outcome : str
-        Outcome whose change the scores measure.
+        Outcome whose change the scores measure, with the methods that can; the others take the
+        default (``checks.json`` names what each took).
     seed : int
         Everything random follows from it.
     checkpoints : int

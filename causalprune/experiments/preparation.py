@@ -27,6 +27,7 @@ from causalprune.scoring.outcomes import DEFAULT_OUTCOME
 __all__ = [
     "REFERENCE_METHOD",
     "check_scores",
+    "outcomes_used",
     "score_networks",
     "train_networks",
     "weight_files",
@@ -140,8 +141,28 @@ def score_networks(
 
 
 def _outcome_for(method: str, outcome: str) -> str:
-    """Return `outcome` where the method measures it; norms and the like measure none."""
+    """Return `outcome` where the method measures it, else the default.
+
+    Norms and the like measure none, and gradients of one run cannot compare it with another; what
+    was used is in the scores and in ``checks.json`` (:func:`outcomes_used`).
+    """
     return outcome if resolve_method(method).takes_outcome(outcome) else DEFAULT_OUTCOME
+
+
+def outcomes_used(scores: Mapping[tuple[int, str], Scores]) -> dict[str, str]:
+    """Return what each method's scores are about, which need not be what was asked for.
+
+    Parameters
+    ----------
+    scores : Mapping of (int, str) to Scores
+        By checkpoint and method.
+
+    Returns
+    -------
+    dict of str to str
+        Method to the name of an outcome; empty for a method that measures none.
+    """
+    return {method: found.outcome for (_, method), found in scores.items()}
 
 
 def check_scores(
@@ -165,6 +186,7 @@ def check_scores(
         "schema": _CHECKS_SCHEMA,
         "reference": REFERENCE_METHOD,
         "outcome": config.outcome,
+        "outcomes": outcomes_used(scores),
         "comparisons": comparisons,
         "problems": [
             {"checkpoint": number, "method": method, "error": error}

@@ -27,26 +27,15 @@ def train(
     Parameters
     ----------
     model : nn.Module
-        Returns logits ``[N, K]``; left in training mode of its own, as it was.
+        Returns logits ``[N, K]``.
     data : pair of Tensor
         Images ``[N, ...]`` float32 and classes ``[N]`` int64.
     epochs : int
         Passes over the data; 0 does nothing.
     learning_rate : float
         Adam's step size at the start.
-    batch_size : int
-        Images a step.
-    seed : int
-        Seed of the order of the images and of dropout. torch's global generators are left as
-        they were.
-    on_epoch : callable, optional
-        Called with the number of epochs done and the mean loss of the last one.
-
-    Returns
-    -------
-    TrainingLog
-        For the same seed, device, number of threads and version of torch: the same losses and
-        weights.
+    batch_size, seed, on_epoch
+        See :func:`causalprune.pruning.training.fit`, also for what is returned and repeats.
 
     Raises
     ------

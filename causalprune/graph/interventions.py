@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError, UnknownNameError, UnsupportedModelError
-from causalprune.graph.changes import Narrow, carries_on, materialised, updated
+from causalprune.graph.calibration import unit_means, unit_predictions
 from causalprune.graph.intervene import INTERVENTIONS, check_units
-from causalprune.graph.jobs import ROW_BYTES, Job, batched, jobs_of, part_of, pieces
-from causalprune.graph.plain_run import PlainRun, Rows, joined
-from causalprune.graph.replacement import Removal, Replacement, unit_means, unit_predictions
-from causalprune.graph.steps import Step
+from causalprune.graph.jobs import ROW_BYTES, Job, batched, jobs_of
+from causalprune.graph.plain_run import PlainRun, Rows
+from causalprune.graph.replacement import Removal, Replacement
+from causalprune.graph.suffix_run import run_suffix
 from causalprune.graph.suffixes import Cut, Suffix, first_input, suffix_of
 from causalprune.graph.units import UnitGraph
 
@@ -203,7 +201,7 @@ class Interventions:
             )
             size = max(1, ROW_BYTES // suffix.row_bytes) if suffix.by_image else 1
             for several in batched(jobs, size):
-                outputs = self._run(self._plain, suffix, several)
+                outputs = run_suffix(self._plain, self._replace, suffix, several)
                 for job, output in zip(several, outputs, strict=True):
                     own = output if job.picked is None else output[job.picked]
                     result[job.place, job.images] = own
@@ -270,7 +268,7 @@ class Interventions:
                     for g, r in removal.items()
                 }
                 job = Job(own, rows, torch.arange(start + first, start + last))
-                parts += self._run(self._plain, suffix, [job])
+                parts += run_suffix(self._plain, self._replace, suffix, [job])
         self.rows_run += len(self._inputs)
         return torch.cat(parts)
 
@@ -327,119 +325,3 @@ class Interventions:
         assert self._plain is not None
         cut = [step for step in self._plain.steps if step.name in suffix.cuts]
         return suffix.plain.union(*({step.name, *step.inputs} for step in cut))
-
-    # ---- running it --------------------------------------------------------------------------
-
-    def _run(self, plain: PlainRun, suffix: Suffix, jobs: Sequence[Job]) -> list[Tensor]:
-        """Return the outputs of every job, from one run of the wide steps."""
-        n_rows = [job.rows.n for job in jobs]
-        narrow = [self._run_narrow(plain, suffix, job) for job in jobs]
-        values = plain.numbers(suffix.numbers, sum(n_rows))
-        values.update({name: joined([found[name] for found in narrow]) for name in suffix.crossing})
-
-        def value_of(name: str) -> Any:
-            if name not in values:
-                values[name] = plain.together(name, [job.rows for job in jobs])
-            return values[name]
-
-        output: Any = None
-        for step in suffix.wide:
-            if step.name in suffix.cuts:
-                output = self._run_cut(plain, suffix, step, value_of, jobs)
-            else:
-                output = step(value_of)
-            values[step.name] = output
-            for name in step.inputs:
-                if suffix.last_reader[name] == step.name:
-                    values.pop(name, None)
-        return list(output.split(n_rows))
-
-    def _run_narrow(self, plain: PlainRun, suffix: Suffix, job: Job) -> dict[str, Any]:
-        changes: dict[str, Narrow] = {}
-        found: dict[str, Any] = {}
-        numbers = plain.numbers(suffix.numbers, job.rows.n)
-        for step, means in suffix.narrow:
-            if means == "carry":
-                changed = {name: changes[name] for name in step.inputs if name in changes}
-                others = {
-                    name: numbers[name] if name in numbers else plain.value(name, job.rows)
-                    for name in step.inputs
-                    if name not in changed
-                }
-                change = carries_on(step, next(iter(changed.values())), others, changed)
-                changes[step.name] = change
-            elif means == "cut":
-                (cut,) = suffix.cuts[step.name]
-                changes[step.name] = self._replace.narrow(
-                    plain, step.name, cut, job.removal, job.rows
-                )
-            elif means == "attention":
-                (cut,) = suffix.cuts[step.name]
-                value_of = functools.partial(plain.value, rows=job.rows)
-                found[step.name] = self._replace.heads(
-                    plain, step, [cut], value_of, job.removal, job.rows
-                )
-            else:
-                if step.name in suffix.cuts:
-                    (cut,) = suffix.cuts[step.name]
-                    source = first_input(step)
-                    change = self._replace.narrow(plain, source, cut, job.removal, job.rows)
-                else:
-                    (change,) = (changes[name] for name in step.inputs if name in changes)
-                output = plain.value(step.name, job.rows)
-                if len(change.columns):
-                    old = plain.columns(change.base, change.axis, change.columns, job.rows)
-                    found[step.name] = updated(step, output, change, old)
-                else:  # this layer does not read the unit
-                    found[step.name] = output.clone()
-        for name in suffix.crossing & changes.keys():
-            found[name] = materialised(changes[name], plain.value(name, job.rows))
-        return found
-
-    def _run_cut(
-        self,
-        plain: PlainRun,
-        suffix: Suffix,
-        step: Step,
-        value_of: Callable[[str], Any],
-        jobs: Sequence[Job],
-    ) -> Any:
-        """Run a wide step whose input or output is cut."""
-        cuts = suffix.cuts[step.name]
-        if any(cut.consumer.kind == "attention" for cut in cuts):
-            outputs = []
-            for job, piece in zip(jobs, pieces(jobs), strict=True):
-                alone = len(jobs) == 1
-                of_job = value_of if alone else part_of(value_of, piece, plain.seen.constant)
-                axis = plain.seen.images_axis(first_input(step)) or 0
-                outputs.append(
-                    self._replace.heads(plain, step, cuts, of_job, job.removal, job.rows, axis)
-                )
-            return joined(outputs)
-        inner = tuple(cut for cut in cuts if not cut.consumer.at_output)
-        outer = tuple(cut for cut in cuts if cut.consumer.at_output)
-        if inner:
-            source = first_input(step)
-            patched = self._replaced(plain, source, value_of(source), inner, jobs)
-            output = step(lambda name: patched if name == source else value_of(name))
-        else:
-            output = step(value_of)
-        return self._replaced(plain, step.name, output, outer, jobs) if outer else output
-
-    def _replaced(
-        self,
-        plain: PlainRun,
-        source: str,
-        value: Tensor,
-        cuts: Sequence[Cut],
-        jobs: Sequence[Job],
-    ) -> Tensor:
-        parts, axis = [], plain.seen.images_axis(source) or 0
-        for job, piece in zip(jobs, pieces(jobs), strict=True):
-            part = value if len(jobs) == 1 else value[piece]
-            for cut in cuts:
-                donated = functools.partial(plain.donated, source, job.rows)
-                removed = job.removal[cut.group]
-                part = self._replace.in_value(part, cut, removed, donated, axis)
-            parts.append(part)
-        return torch.cat(parts) if len(parts) > 1 else parts[0]

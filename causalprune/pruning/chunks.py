@@ -92,7 +92,7 @@ def next_chunk(run: Run, schedule: Progressive, scores: Scores) -> tuple[tuple[R
     course = _course(standing, order, held, run.trace.plan.round_to)
     if not course.order:
         held_all = all(name in held or len(units) < 2 for name, units in kept.items())
-        return (), CRITICAL_LEFT if not held_all and len(order) == 0 else ALL_HELD
+        return (), CRITICAL_LEFT if not held_all and len(order) == 0 else _all_held(run)
     scale = 0.5 ** halved(run)
     wanted = min(scale * step_size(run, schedule), ratio - gone)
     last = gone + wanted >= ratio - 1e-9
@@ -104,6 +104,17 @@ def next_chunk(run: Run, schedule: Progressive, scores: Scores) -> tuple[tuple[R
         return (), NEAREST
     taken = {(group, unit) for group, units in course.remove(choice).items() for unit in units}
     return in_original([unit for unit in order if (unit.group, unit.unit) in taken], kept), ""
+
+
+def _all_held(run: Run) -> str:
+    trace = run.trace
+    if not trace.frozen or trace.accuracy is None or trace.tolerance is None:
+        return ALL_HELD
+    return (
+        f"{ALL_HELD}; {len(trace.frozen)} frozen because with more of their units gone "
+        f"held-out accuracy falls by more than the guard's tolerance of {trace.tolerance:g} "
+        f"from {trace.accuracy:.3f}"
+    )
 
 
 def at_target(run: Run) -> bool:
@@ -164,7 +175,7 @@ def _order(
     if by_category is None:
         by_category = scores.method == "cswap"
     if per_cost is None:
-        per_cost = not by_category and bool(scores.frame["effect"].notna().any())
+        per_cost = bool(scores.frame["effect"].notna().any())
     return removal_order(
         scores,
         saved,

@@ -11,21 +11,18 @@ from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 
-from causalprune.errors import (
-    DataError,
-    InvalidArgumentError,
-    TargetNotReachedWarning,
-    UnknownNameError,
-)
-from causalprune.pruning.calibration import Images, collect, digest, read_once, split
-from causalprune.pruning.checkpoints import described, weights_digest
+from causalprune.errors import InvalidArgumentError, TargetNotReachedWarning, UnknownNameError
+from causalprune.pruning.calibration import Images, read_once
 from causalprune.pruning.compensation import check_compensation
 from causalprune.pruning.iterative import iterate
 from causalprune.pruning.plans import Plan
 from causalprune.pruning.progressive import progress as progress_steps
 from causalprune.pruning.retraining import Retraining
 from causalprune.pruning.run import Request, begin
+from causalprune.pruning.run_inputs import arguments_of, images_of
 from causalprune.pruning.schedules import (
+    TOLERANCE,
+    TOLERANCE_SEEN,
     Iterative,
     Progressive,
     Schedule,
@@ -229,7 +226,10 @@ def prune(
         **left,
     }
     guarded = is_guarded(chosen, method, held_out=held_out is not None)
-    images, held = _images(
+    if isinstance(chosen, Progressive) and chosen.tolerance is None:
+        usual = TOLERANCE_SEEN if held_out is None else TOLERANCE
+        chosen = dataclasses.replace(chosen, tolerance=usual)
+    images, held = images_of(
         data,
         held_out,
         chosen,
@@ -268,10 +268,11 @@ def prune(
     arguments: dict[str, Any] = {}
     if checkpoint is not None:
         assert isinstance(images, Images)
-        arguments = _arguments(model, request, name, chosen, images, held)
+        arguments = arguments_of(model, request, name, chosen, images, held)
+
+    tolerance = chosen.tolerance if guarded and isinstance(chosen, Progressive) else None
 
     def trace(empty: Plan) -> Trace:
-        tolerance = chosen.tolerance if guarded and isinstance(chosen, Progressive) else None
         return Trace(method, "", name, compensation, empty, tolerance)
 
     run = begin(
@@ -331,69 +332,8 @@ def _race(method: str, budget: float | None, ratio: float | None, scope: object)
     return {"ratio": float(ratio), "scope": "layer" if scope == "layer" else "global"}
 
 
-def _images(
-    data: Any,
-    held_out: Any,
-    schedule: Schedule,
-    *,
-    guarded: bool,
-    whole: bool,
-    needed: bool,
-    max_images: int | None,
-    batch_size: int,
-    seed: int,
-) -> tuple[Images | None, Images | None]:
-    """Images to score on, ``None`` where `data` may be read as it is, and those held out."""
-    held = None
-    if held_out is not None:
-        held = collect(held_out, max_images=None, batch_size=batch_size, seed=seed)
-        if held.targets is None:
-            raise DataError("held_out: expected (inputs, targets), got inputs alone")
-    cut = guarded and held is None
-    if not (whole or cut or read_once(data)):
-        return None, held
-    first = max_images if needed or cut or read_once(data) else 1
-    images = collect(data, max_images=first, batch_size=batch_size, seed=seed)
-    if cut:
-        if images.targets is None:
-            raise DataError(
-                "data: expected (inputs, targets), because the guard looks at held-out accuracy, "
-                "got inputs alone; give held_out, or guard=False"
-            )
-        assert isinstance(schedule, Progressive)
-        images, held = split(images, schedule.held_out_fraction)
-    return images, held
-
-
 def _names(protect: Iterable[str]) -> tuple[str, ...]:
     return (protect,) if isinstance(protect, str) else tuple(protect)
-
-
-def _arguments(
-    model: nn.Module,
-    request: Request,
-    name: str,
-    schedule: Schedule,
-    images: Images,
-    held: Images | None,
-) -> dict[str, Any]:
-    """Everything that the result depends on, as JSON."""
-    compensation = {k: v for k, v in request.compensation.items() if k != "data"}
-    scoring = {k: v for k, v in request.scoring.items() if k != "progress"}
-    return {
-        "network": type(model).__qualname__,
-        "weights": weights_digest(model),
-        "data": digest(images),
-        "held_out": None if held is None else digest(held),
-        "ratio": request.ratio,
-        "of": request.of,
-        "schedule": name,
-        "retrain": described(request.retraining),
-        **described(scoring),
-        **described(dataclasses.asdict(schedule)),
-        **described(request.planning),
-        **described({"compensation": "none", **compensation}),
-    }
 
 
 def _warn_if_short(trace: Trace) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from causalprune.pruning.ranking import per_saving
 from causalprune.pruning.trace import Removal
 from causalprune.scoring import Scores
 
@@ -39,8 +40,8 @@ def removal_order(
         classes that decides the category
         (:func:`causalprune.scoring.cswap.cswap_importance`). Otherwise: by ascending importance.
     per_cost : bool
-        Divide what a unit is worth by what it saves; a detrimental unit is worth less than
-        nothing, and goes the sooner the more it saves.
+        Divide what a unit is worth by what it saves, within its category; a detrimental unit is
+        worth less than nothing, and goes the sooner the more it saves.
     held : collection of str
         Groups that are left out.
     allow_critical : bool
@@ -79,8 +80,7 @@ def removal_order(
 
     def key(unit: Removal) -> tuple[float, ...]:
         category, value = worth(unit)
-        cost = max(1.0, saved[unit.group][unit.unit]) if per_cost else 1.0
-        return category, value * cost if value < 0 else value / cost
+        return category, per_saving(value, saved[unit.group][unit.unit]) if per_cost else value
 
     units.sort(key=key)  # stable: ties in the order of the network
     if within_layers:

@@ -18,7 +18,7 @@ from causalprune.pruning.footprint import Footprint, LayerSize, Sizes
 from causalprune.pruning.plan_differences import PlanDifference, difference
 from causalprune.pruning.plan_tables import plan_table
 
-__all__ = ["LayerRow", "Plan", "PlanRow", "mismatch", "with_removal"]
+__all__ = ["LayerRow", "Plan", "PlanRow", "mismatch", "text_of", "with_removal"]
 
 SCHEMA = 2
 READ_SCHEMAS = (1, 2)
@@ -87,7 +87,8 @@ class Plan:
         Shape of one input image, with the batch dimension.
     example_dtype : str
     round_to : int
-        Layers that lose channels keep a multiple of this many.
+        Groups that lose units keep a multiple of this many channels; see
+        :func:`causalprune.pruning.plan`.
     protected : Mapping of str to tuple of str
         Every protected name, as it was given, to the groups that it holds: one protected layer of
         a coupled group holds them all.
@@ -211,11 +212,21 @@ class Plan:
         RecordError
             If the file is missing, broken, or of another schema.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecordError(f"{path}: expected a plan, got {error}") from error
-        return cls.from_json(text)
+        return cls.from_json(text_of(path, "plan"))
+
+
+def text_of(path: str | os.PathLike[str], what: str) -> str:
+    """Read a file that should hold the JSON of a `what`.
+
+    Raises
+    ------
+    RecordError
+        If it cannot be read, or is no text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: expected a {what}, got {error}") from error
 
 
 def _check_numbers(content: Mapping[str, Any]) -> None:

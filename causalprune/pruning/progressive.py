@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from causalprune.pruning.chunks import NEAREST, REACHED, at_target, halved, next_chunk, step_size
+from causalprune.pruning.guard import Finding, look
+from causalprune.pruning.plans import Plan
 from causalprune.pruning.run import Run, train_again
 from causalprune.pruning.schedules import Progressive
 from causalprune.pruning.trace import Removal, Step
@@ -20,8 +23,9 @@ def progress(run: Run, schedule: Progressive) -> None:
     Every round scores the network as it stands, takes a chunk of units in the order of
     :func:`causalprune.pruning.ordering.removal_order`, and applies all units taken so far to the
     original network, with compensation: the result depends on which units went, not on the way.
-    With a guard, a chunk after which held-out accuracy has fallen too far is reverted and a layer
-    is frozen; the scores, being those of the same network, stay.
+    With a guard (:func:`causalprune.pruning.guard.look`), a chunk after which held-out accuracy
+    has fallen too far is reverted and a layer is frozen; the scores, being those of the same
+    network, stay.
 
     Parameters
     ----------
@@ -65,37 +69,23 @@ def _scores(run: Run, schedule: Progressive, kept_steps: int) -> Scores:
 def _try(run: Run, schedule: Progressive, chunk: Sequence[Removal]) -> bool:
     """Take a chunk out and look; returns whether it stays out."""
     decided, candidate = run.without(chunk)
-    accuracy, limit = run.accuracy(candidate), _limit(run)
-    if accuracy is None or limit is None or accuracy >= limit:
-        reason = _kept_because(accuracy, limit)
-        run.record(
-            Step("kept", tuple(chunk), decided.after, accuracy, reason), candidate, plan=decided
-        )
+    found = look(run, schedule, candidate)
+    if found.passes:
+        run.record(_step("kept", chunk, decided, found), candidate, plan=decided)
         return True
-    reason = f"held-out accuracy {accuracy:.4f} is below {limit:.4f}"
     if len(chunk) > 1 and halved(run) < schedule.halvings:
-        reason += ": half as much next"
-        run.record(Step("reverted", tuple(chunk), decided.after, accuracy, reason))
+        run.record(_step("reverted", chunk, decided, found, ": half as much next"))
         return False
     frozen, parts = _to_blame(run, schedule, chunk)
-    reason += f": frozen {', '.join(frozen)}"
-    run.record(Step("reverted", tuple(chunk), decided.after, accuracy, reason, frozen, parts))
+    step = _step("reverted", chunk, decided, found, f": frozen {', '.join(frozen)}")
+    run.record(replace(step, frozen=frozen, parts=parts))
     return False
 
 
-def _limit(run: Run) -> float | None:
-    """Lowest held-out accuracy that the guard lets pass."""
-    tolerance, start = run.trace.tolerance, run.trace.accuracy
-    # An accuracy is a count of images: rounding must not make one more of them.
-    return None if tolerance is None or start is None else start - tolerance - 1e-9
-
-
-def _kept_because(accuracy: float | None, limit: float | None) -> str:
-    if accuracy is None:
-        return "no held-out images"
-    if limit is None:
-        return f"held-out accuracy {accuracy:.4f}, no guard"
-    return f"held-out accuracy {accuracy:.4f} is not below {limit:.4f}"
+def _step(
+    verdict: str, chunk: Sequence[Removal], decided: Plan, found: Finding, then: str = ""
+) -> Step:
+    return Step(verdict, tuple(chunk), decided.after, found.accuracy, found.reason + then)
 
 
 def _to_blame(

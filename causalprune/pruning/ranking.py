@@ -16,7 +16,7 @@ from causalprune.graph import UnitGraph, UnitGroup
 from causalprune.graph.units import widths_in
 from causalprune.pruning.footprint import Sizes
 
-__all__ = ["Block", "Course", "course_of", "importances", "ranks_of"]
+__all__ = ["Block", "Course", "course_of", "importances", "per_saving", "ranks_of"]
 
 Counts = NDArray[np.int64]
 
@@ -105,12 +105,18 @@ def ranks_of(
             for place, unit in enumerate(sorted(range(len(values)), key=values.__getitem__)):
                 ranks[name][unit] = (place + 0.5) / len(values)
         else:
-            ranks[name] = list(map(_per_saving, values, saved[name]))
+            ranks[name] = list(map(per_saving, values, saved[name]))
     return ranks
 
 
-def _per_saving(importance: float, saved: float) -> float:
-    """Return the rank; what is worth less than nothing goes the sooner, the more it saves."""
+def per_saving(importance: float, saved: float) -> float:
+    """Return the rank; what is worth less than nothing goes the sooner, the more it saves.
+
+    Examples
+    --------
+    >>> per_saving(6.0, 2.0), per_saving(-6.0, 2.0), per_saving(-6.0, 0.0)
+    (3.0, -12.0, inf)
+    """
     if saved <= 0:
         return math.inf
     return importance / saved if importance >= 0 else importance * saved

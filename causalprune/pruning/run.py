@@ -6,11 +6,12 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from causalprune.errors import UnsupportedModelError
 from causalprune.graph import UnitGraph, capture
@@ -29,10 +30,19 @@ from causalprune.pruning.selection import plan
 from causalprune.pruning.surgery import apply
 from causalprune.pruning.targets import memory_of
 from causalprune.pruning.trace import Removal, Step, Trace
-from causalprune.pruning.training import evaluate
+from causalprune.pruning.training import correct_images
 from causalprune.scoring import Scores, score
 
-__all__ = ["Request", "Run", "begin", "extended", "in_original", "kept_units", "train_again"]
+__all__ = [
+    "Request",
+    "Run",
+    "begin",
+    "extended",
+    "in_original",
+    "kept_units",
+    "share_of",
+    "train_again",
+]
 
 
 @dataclass(frozen=True)
@@ -118,12 +128,21 @@ class Run:
         """Apply a plan, with the run's compensation."""
         return apply(network, decided, **self.request.compensation)
 
-    def accuracy(self, network: nn.Module) -> float | None:
-        """Held-out accuracy, where images are held out."""
+    def correct(self, network: nn.Module) -> Tensor | None:
+        """Which held-out images [N] are right, where images are held out."""
         if self.held_out is None:
             return None
         batch_size = self.request.scoring["batch_size"]
-        return evaluate(network, self.held_out.data, batch_size=batch_size)
+        return correct_images(network, self.held_out.data, batch_size=batch_size)
+
+    def accuracy(self, network: nn.Module) -> float | None:
+        """Held-out accuracy, where images are held out."""
+        return share_of(self.correct(network))
+
+    @cached_property
+    def correct_before(self) -> Tensor | None:
+        """Which held-out images [N] the original network gets right."""
+        return self.correct(self.original)
 
     def without(self, units: Sequence[Removal]) -> tuple[Plan, nn.Module]:
         """Take `units` out of the original network as well, beside all that are gone."""
@@ -225,7 +244,7 @@ def begin(
         on_step,
     )
     if found is None:
-        run.trace = replace(run.trace, accuracy=run.accuracy(model))
+        run.trace = replace(run.trace, accuracy=share_of(run.correct_before))
         return run
     run.trace = found.trace
     if run.trace.steps:
@@ -234,6 +253,11 @@ def begin(
     if request.retraining is not None:
         set_random_state(found.random_state)
     return run
+
+
+def share_of(correct: Tensor | None) -> float | None:
+    """Accuracy over images [N] that are right or wrong; ``None`` where there are none."""
+    return None if correct is None else int(correct.sum()) / len(correct)
 
 
 def kept_units(decided: Plan) -> dict[str, list[int]]:

@@ -14,6 +14,7 @@ from causalprune.measures import Latency
 from causalprune.pruning.examples import example_of
 from causalprune.pruning.footprint import Sizes, sizes_of
 from causalprune.pruning.naming import held_groups, shares_of_groups
+from causalprune.pruning.ordering import removal_order
 from causalprune.pruning.plans import Plan, PlanRow, with_removal
 from causalprune.pruning.ranking import Course, course_of, importances, ranks_of
 from causalprune.pruning.search import Choice, choose
@@ -66,8 +67,9 @@ def plan(
     Units are taken in ascending order of their rank until the target is reached. The rank is, for
     ``scope="global"``, the importance divided by what the unit alone would save of `of`
     (importances on the scale of an outcome compare across layers), or the plain importance for
-    norms, random and C-SWAP, whose importances are an order; for ``scope="layer"`` the quantile of
-    the importance within its group, so that every layer loses about the same fraction of its units.
+    norms and random; C-SWAP's categories come first, and within one abs(xi) is divided by what the
+    unit saves. For ``scope="layer"`` it is the quantile of the importance within its group, so that
+    every layer loses about the same fraction of its units.
     Where the next unit in this order would miss the target by more than 1 % of it, later ones that
     fit are taken instead, and units of different layers are exchanged, until the target is met, as
     long as that costs no more importance than the next unit would; where no such choice meets the
@@ -101,8 +103,11 @@ def plan(
         ``"layer1.*"``. Where an addition or a gate couples layers, one protected layer holds the
         units of all of them, and the plan says so.
     round_to : int, optional
-        Every layer that loses output channels keeps a multiple of this many; layers with no more
-        than that stay whole.
+        Of every group that loses units, each layer that makes them keeps a multiple of this many
+        of their channels; a group with no more than that stays whole. A layer whose outputs are
+        several groups (its map is split), or that reads several (they are concatenated), has a
+        multiple of that many in all only if each of them has: one that loses nothing has as many
+        as before.
     latency_batch : int
         Images in a timed pass.
     latency_repeats : int
@@ -152,10 +157,7 @@ def plan(
         scope=scope if isinstance(scope, str) else {n: float(s) for n, s in scope.items()},
         round_to=step,
     )
-    saved = {name: [1.0] * len(values) for name, values in importance.items()}
-    if scope == "global" and empty.ratio and _are_amounts(scores):
-        saved = _saved(task)
-    ranks = ranks_of(importance, "layer" if scope == "layer" else "global", saved)
+    ranks = _ranks(task, scores, importance, scope, weighed=bool(empty.ratio))
     course = course_of(
         graph,
         task.sizes,
@@ -241,11 +243,32 @@ def _check_removable(model: nn.Module, graph: UnitGraph) -> None:
     )
 
 
-def _are_amounts(scores: Scores) -> bool:
-    """Whether importances are amounts of an outcome, and so compare per what a unit saves."""
+def _ranks(
+    task: _Task,
+    scores: Scores,
+    importance: Mapping[str, Sequence[float]],
+    scope: str | Mapping[str, float],
+    *,
+    weighed: bool,
+) -> Mapping[str, Sequence[float]]:
+    """Return what units go by, lowest first; `weighed`: whether what they save is asked for."""
     method = METHODS.get(scores.method)
     on_a_scale = bool(scores.frame["effect"].notna().any())
-    return on_a_scale and not (method is not None and method.orders)
+    equal = {name: [1.0] * len(values) for name, values in importance.items()}
+    if scope != "global" or not weighed or not on_a_scale:
+        return ranks_of(importance, "layer" if scope == "layer" else "global", equal)
+    if method is None or not method.orders:
+        return ranks_of(importance, "global", _saved(task))
+    if not (scores.frame["category"] != "").all():
+        return ranks_of(importance, "global", equal)
+    # An order of categories is no scale: what units save can only decide within one.
+    ranks = {name: [0.0] * len(values) for name, values in importance.items()}
+    order = removal_order(
+        scores, _saved(task), by_category=True, per_cost=True, allow_critical=True
+    )
+    for place, unit in enumerate(order):
+        ranks[unit.group][unit.unit] = float(place)
+    return ranks
 
 
 def _saved(task: _Task) -> dict[str, list[float]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from causalprune.errors import RecordError
 from causalprune.files import replace_file
 from causalprune.pruning.footprint import Footprint
-from causalprune.pruning.plans import Plan
+from causalprune.pruning.plans import Plan, text_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -262,11 +262,7 @@ class Trace:
         RecordError
             If the file is missing, broken, or of another schema.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecordError(f"{path}: expected a trace, got {error}") from error
-        return cls.from_json(text)
+        return cls.from_json(text_of(path, "trace"))
 
 
 def _storable(step: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from causalprune.errors import DataError, InvalidArgumentError
 from causalprune.graph import evaluating
 from causalprune.scoring.data import as_batches, is_pair
 
-__all__ = ["Augmentation", "TrainingLog", "check_numbers", "evaluate", "fit"]
+__all__ = ["Augmentation", "TrainingLog", "check_numbers", "correct_images", "evaluate", "fit"]
 
 Batch = tuple[Tensor, Tensor]
 Augmentation = Callable[[Tensor], Tensor]
@@ -170,17 +170,43 @@ def evaluate(model: nn.Module, data: Any, *, batch_size: int = 512) -> float:
     >>> evaluate(nn.Identity(), (torch.eye(3), torch.tensor([0, 1, 1])))
     0.6666666666666666
     """
+    hits = correct_images(model, data, batch_size=batch_size)
+    return int(hits.sum()) / len(hits)
+
+
+def correct_images(model: nn.Module, data: Any, *, batch_size: int = 512) -> Tensor:
+    """Tell for each image whether the largest logit is the one of its class.
+
+    Parameters
+    ----------
+    model, data, batch_size
+        See :func:`evaluate`.
+
+    Returns
+    -------
+    Tensor
+        ``[N]`` bool, on the CPU.
+
+    Raises
+    ------
+    DataError
+        There are no images, or not one class for each.
+
+    Examples
+    --------
+    >>> correct_images(nn.Identity(), (torch.eye(3), torch.tensor([0, 1, 1])))
+    tensor([ True,  True, False])
+    """
     if is_pair(data):
         _check_pair(*data)
     tensor = next(iter([*model.parameters(), *model.buffers()]), None)
     device = torch.device("cpu") if tensor is None else tensor.device
-    correct = n_images = 0
+    hits = []
     with evaluating(model), torch.no_grad():
         for batch in as_batches(data, batch_size=batch_size, device=device):
             assert batch.targets is not None
-            correct += int((model(batch.inputs).argmax(1) == batch.targets).sum())
-            n_images += len(batch.targets)
-    return correct / n_images
+            hits.append((model(batch.inputs).argmax(1) == batch.targets).cpu())
+    return torch.cat(hits)
 
 
 def _step(

@@ -143,19 +143,20 @@ def choose_weights(
     outcome: str | Callable[..., Tensor] = DEFAULT_OUTCOME,
     gone: WeightMasks | None = None,
     max_images: int | None = None,
-    batch_size: int = 256,
     seed: int = 0,
-    progress: bool = False,
     options: Mapping[str, Any] | None = None,
+    **scoring: Any,
 ) -> WeightBudget:
     """Choose the weights that stay; see :func:`prune_weights`.
 
     Parameters
     ----------
-    model, data, method, keep_ratio, form, outcome, max_images, batch_size, seed, progress, options
+    model, data, method, keep_ratio, form, outcome, max_images, seed, options
         As there.
     gone : Mapping of str to Tensor, optional
         Masks of earlier steps; what they took stays away.
+    **scoring
+        Further arguments of :func:`causalprune.scoring.score`.
     """
     check_weight_method(method, form, outcome)
     if method == "wt":
@@ -173,9 +174,8 @@ def choose_weights(
             method,
             outcome,
             max_images=images,
-            batch_size=batch_size,
             seed=seed,
-            progress=progress,
+            **scoring,
             **(options or {}),
         )
         values = {name: torch.from_numpy(edge) for name, edge in scores.edges.items()}

@@ -315,8 +315,8 @@ def register_method(
         Whether it measures outcomes that compare two outputs
         (:class:`causalprune.scoring.outcomes.Outcome`), too.
     orders : bool
-        Whether importances are places in an order rather than amounts, so that plans do not
-        divide them by what a unit saves.
+        Whether importances are places in an order rather than amounts: what a unit saves then
+        decides within a category only.
 
     Raises
     ------

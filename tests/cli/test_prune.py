@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 import causalprune as cp
 from causalprune.cli import app
+from causalprune.cli.prune_inputs import tolerance_of
 from causalprune.experiments.model_specs import model_from
 
 MODEL = """
@@ -99,7 +100,7 @@ def test_the_folder_loads_in_a_fresh_process(made: tuple[str, ...], tmp_path: Pa
     model = model_from(made[1], made[3])
     plan = cp.Plan.load(out / "plan.json")
     inputs, _ = torch.load(tmp_path / "images.pt", weights_only=True)
-    expected = cp.apply(model, plan).eval()(inputs)
+    expected = cp.apply(model, plan, compensation="refit", data=inputs).eval()(inputs)
     found = torch.load(tmp_path / "logits.pt", weights_only=True)
     assert torch.allclose(found, expected, atol=1e-6)
     assert plan.after.macs < 0.65 * plan.before.macs
@@ -159,6 +160,22 @@ def test_a_progressive_run_with_retraining_and_checkpoint(
     assert _run(*made, *options, "--out", str(again)).exit_code == 0
     states = [torch.load(folder / "state_dict.pt", weights_only=True) for folder in (out, again)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "guarded", "held_out", "expected"),
+    [
+        ({}, True, None, {"tolerance": 0.05}),
+        ({}, True, "30", {"tolerance": 0.05}),
+        ({}, True, "new.npz", {}),  # what the network never saw is for the library's default
+        ({}, False, None, {}),
+        ({"tolerance": 0.2}, True, None, {}),
+    ],
+)
+def test_training_images_are_a_lenient_guard(
+    options: dict[str, float], guarded: bool, held_out: str | None, expected: dict[str, float]
+) -> None:
+    assert tolerance_of(options, guarded, held_out) == expected
 
 
 def test_a_function_retrains(made: tuple[str, ...], tmp_path: Path) -> None:

@@ -308,12 +308,12 @@ def test_a_full_disk_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch) -> 
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, content)
 
-    monkeypatch.setattr(cascade_steps, "replace_file", full)
-    with pytest.raises(CheckpointError, match=r"No space left .* 1 finished steps") as caught:
-        list(cascade(model, DATA, "wt", RATIOS, retrain=RECIPE, checkpoint="run"))
+    with monkeypatch.context() as patch:
+        patch.setattr(cascade_steps, "replace_file", full)
+        with pytest.raises(CheckpointError, match=r"No space left .* 1 finished steps") as caught:
+            list(cascade(model, DATA, "wt", RATIOS, retrain=RECIPE, checkpoint="run"))
     assert isinstance(caught.value.network, nn.Module)
     assert same(caught.value.network, expected[1].model)
-    monkeypatch.undo()
     found = list(cascade(model, DATA, "wt", RATIOS, retrain=RECIPE, checkpoint="run"))
     assert all(same(a.model, b.model) for a, b in zip(found, expected, strict=True))
     assert [step.losses for step in found] == [step.losses for step in expected]

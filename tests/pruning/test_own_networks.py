@@ -1,29 +1,28 @@
-"""Networks as users write them: each prunes right, or says by name what stays."""
+"""Networks as users write them: each prunes right."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
-import networks
 import pytest
 import torch
 import torch.nn.functional as F
+from pruning.own_network_cases import (
+    Layers,
+    X,
+    chain,
+    check_pruned,
+    conv,
+    plan_by_hand,
+    settled,
+    two_groupings,
+)
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
-from torch.utils.flop_counter import FlopCounterMode
 
-from causalprune.errors import InvalidArgumentError, UnsupportedModelError
-from causalprune.graph import Interventions, UnitGraph, capture, removed
-from causalprune.pruning import Plan, apply, plan
-from causalprune.pruning.footprint import sizes_of
-from causalprune.scoring import fingerprint, score
-
-X = torch.randn(3, 3, 16, 16, dtype=torch.float64)
-
-
-def conv(inputs: int, outputs: int, kernel: int = 3, **options: object) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **options)
+from causalprune.errors import InvalidArgumentError
+from causalprune.graph import Interventions, capture, removed
+from causalprune.pruning import apply, plan
+from causalprune.scoring import score
 
 
 class Crooked(nn.Module):
@@ -55,30 +54,6 @@ class Crooked(nn.Module):
         return self.head(F.relu(self.hidden(torch.flatten(x, 1))))
 
 
-class Layers(nn.Module):
-    """Runs a function on its layers."""
-
-    def __init__(self, forward: Callable[[nn.Module, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
-
-
-def _chain(*names: str) -> Callable[[nn.Module, Tensor], Tensor]:
-    """One layer after the other with a ReLU behind each, and the mean of the last one's maps."""
-
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
-        for name in names:
-            x = F.relu(getattr(self, name)(x))
-        return self.head(x.mean((2, 3)))
-
-    return forward
-
-
 def _sum_of_concatenation(self: nn.Module, x: Tensor) -> Tensor:
     x = F.relu(self.stem(x))
     first = self.first(x)
@@ -107,12 +82,6 @@ def _tokens(self: nn.Module, x: Tensor) -> Tensor:
     values, gates = self.up(x).chunk(2, dim=-1)
     values = self.norm(values.flatten(0, 1)).reshape_as(values)
     return self.head((x + self.down(F.silu(gates) * values)).mean(1))
-
-
-def _two_groupings(self: nn.Module, x: Tensor) -> Tensor:
-    x = F.relu(self.stem(x))
-    x = F.relu(x + self.threes(F.relu(self.fours(x))))
-    return self.head(F.relu(self.last(x)).mean((2, 3)))
 
 
 def _grouped_concatenation(self: nn.Module, x: Tensor) -> Tensor:
@@ -149,12 +118,12 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
         head=nn.Linear(8, 4),
     ),
     "depthwise multiplier": lambda: Layers(
-        _chain("stem", "wider", "norm", "last"),
+        chain("stem", "wider", "norm", "last"),
         stem=conv(3, 8), wider=conv(8, 16, groups=8), norm=nn.BatchNorm2d(16), last=conv(16, 6),
         head=nn.Linear(6, 4),
     ),
     "two groupings": lambda: Layers(
-        _two_groupings,
+        two_groupings,
         stem=conv(3, 24), fours=conv(24, 24, groups=6), threes=conv(24, 24, groups=12),
         last=conv(24, 6), head=nn.Linear(6, 4),
     ),
@@ -164,12 +133,12 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
         head=nn.Linear(6, 4),
     ),
     "norms without parameters": lambda: Layers(
-        _chain("stem", "bare", "body", "forgetful"),
+        chain("stem", "bare", "body", "forgetful"),
         stem=conv(3, 8), bare=nn.BatchNorm2d(8, affine=False), body=conv(8, 6),
         forgetful=nn.BatchNorm2d(6, track_running_stats=False), head=nn.Linear(6, 4),
     ),
     "instance norm and padding": lambda: Layers(
-        _chain("stem", "norm", "body"),
+        chain("stem", "norm", "body"),
         stem=conv(3, 8, padding_mode="reflect"), body=conv(8, 6, padding_mode="circular"),
         norm=nn.InstanceNorm2d(8, affine=True, track_running_stats=True), head=nn.Linear(6, 4),
     ),
@@ -181,229 +150,43 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 
 
-def _model(build: Callable[[], nn.Module]) -> nn.Module:
-    return networks.settle(build()).double()
-
-
-def _plan(model: nn.Module, remove: dict[str, tuple[int, ...]]) -> Plan:
-    sizes = sizes_of(model, capture(model, X), X[:1])
-    gone = [(name, unit) for name, units in remove.items() for unit in units]
-    return Plan(
-        remove=remove,
-        ratio=0.5,
-        achieved_ratio=0.5,
-        reached=True,
-        of="units",
-        scope="layer",
-        method="by hand",
-        before=sizes.whole,
-        after=sizes.without(gone),
-        table=(),
-        fingerprint=fingerprint(model),
-        example_shape=tuple(X[:1].shape),
-        example_dtype="float64",
-    )
-
-
-def _check(model: nn.Module, graph: UnitGraph, decided: Plan) -> None:
-    """The pruned network is the masked one in both modes, and as large as the plan says."""
-    small, masked = apply(model, decided), copy.deepcopy(model)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        small(X[:1])
-    assert decided.after.macs * 2 == counter.get_total_flops()
-    assert decided.after.parameters == sum(p.numel() for p in small.parameters())
-    tensors = [*small.parameters(), *small.buffers()]
-    assert decided.after.bytes == sum(t.numel() * t.element_size() for t in tensors)
-    for training in (False, True):
-        masked.train(training), small.train(training)
-        with torch.no_grad(), removed(masked, graph, decided.remove):
-            expected = masked(X)
-        torch.testing.assert_close(small(X), expected, rtol=1e-9, atol=1e-9)
-
-
 @pytest.mark.parametrize("name", RIGHT)
 def test_pruned_right_the_first_time(name: str) -> None:
-    model = _model(RIGHT[name])
+    model = settled(RIGHT[name])
     graph = capture(model, X)
     assert graph.removable == graph.groups
     decided = plan(model, score(model, X, "random", seed=int(torch.randint(99, (1,)))), 0.4)
     assert decided.remove
-    _check(model, graph, decided)
+    check_pruned(model, graph, decided)
     for group in graph.groups:
         unit = int(torch.randint(group.n_units, (1,)))
         places = [place.columns([unit]) for place in group.owned]
         every = [place.columns(range(group.n_units)) for place in group.owned]
         if all(len(one) < len(all_) for one, all_ in zip(places, every, strict=True)):
-            _check(model, graph, _plan(model, {group.name: (unit,)}))
+            check_pruned(model, graph, plan_by_hand(model, {group.name: (unit,)}))
 
 
 def test_sizes_are_what_the_modules_say() -> None:
-    model = _model(RIGHT["two groupings"])
+    model = settled(RIGHT["two groupings"])
     (group, _) = capture(model, X).groups
     assert (group.n_units, group.producers) == (6, ("stem", "fours", "threes"))
-    small = apply(model, _plan(model, {"stem": (0, 4)}))
+    small = apply(model, plan_by_hand(model, {"stem": (0, 4)}))
     assert "Conv2d(16, 16" in repr(small.fours) and "groups=4" in repr(small.fours)
     assert "groups=8" in repr(small.threes) and small.last.in_channels == 16
 
 
 def test_no_layer_of_a_coupled_group_is_emptied() -> None:
-    model = _model(RIGHT["grouped concatenation"])
+    model = settled(RIGHT["grouped concatenation"])
     group = capture(model, X).group("left")
     held = group.owned[0].columns
     of_left = tuple(unit for unit in range(group.n_units) if len(held([unit])))
     assert 0 < len(of_left) < group.n_units
     with pytest.raises(InvalidArgumentError, match="'left' to stay"):
-        apply(model, _plan(model, {"left": of_left}))
-
-
-def _tied() -> nn.Module:
-    model = Layers(
-        _chain("stem", "first", "second", "last"),
-        stem=conv(3, 8), first=conv(8, 8), second=conv(8, 8), last=conv(8, 6),
-        head=nn.Linear(6, 4),
-    )  # fmt: skip
-    model.second.weight = model.first.weight
-    return model
-
-
-def _looped(self: nn.Module, x: Tensor) -> Tensor:
-    x = F.relu(self.stem(x))
-    for _ in range(2):
-        x = x + F.relu(self.body(x))
-    return self.head(F.relu(self.last(x)).mean((2, 3)))
-
-
-def _split(self: nn.Module, x: Tensor) -> Tensor:
-    first, second = torch.split(F.relu(self.stem(x)), [3, 5], dim=1)
-    return self.head(F.relu(self.last(first) + self.other(second)).mean((2, 3)))
-
-
-def _sliced(self: nn.Module, x: Tensor) -> Tensor:
-    x = F.relu(self.stem(x))
-    return self.head(F.relu(self.last(x[:, :3]) + self.other(x[:, 3:])).mean((2, 3)))
-
-
-def _volumes(self: nn.Module, x: Tensor) -> Tensor:
-    x = F.relu(self.stem(x))[:, :, None]
-    return self.head(F.relu(self.last(F.relu(self.volume(x)).mean(2))).mean((2, 3)))
-
-
-def _sequence(self: nn.Module, x: Tensor) -> Tensor:
-    x = self.line(F.relu(self.stem(x)).flatten(2)).unflatten(2, (16, 16))
-    return self.head(F.relu(self.last(x)).mean((2, 3)))
-
-
-def _helper_too_large(self: nn.Module, x: Tensor) -> Tensor:
-    x = F.relu(self.stem(x))
-    if self.training:
-        self.helper(F.avg_pool2d(x, 50))
-    return self.head(F.relu(self.last(x)).mean((2, 3)))
-
-
-def _coupled_in_training(self: nn.Module, x: Tensor) -> Tensor:
-    x = F.relu(self.stem(x))
-    y = F.relu(self.last(x))
-    return self.head((y + self.helper(x) if self.training else y).mean((2, 3)))
-
-
-def _with_last(forward: Callable[[nn.Module, Tensor], Tensor], **layers: nn.Module) -> nn.Module:
-    return Layers(forward, **{"last": conv(8, 6), "head": nn.Linear(6, 4), **layers})
-
-
-# Name: network, a layer whose units stay, and what says so.
-STAYS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
-    "called in a loop": (
-        lambda: _with_last(_looped, stem=conv(3, 8), body=conv(8, 8)),
-        "body", "'body', which is called 2 times",
-    ),
-    "tied weights": (_tied, "first", "shares its parameters with layer 'second'"),
-    "shared norm": (
-        lambda: _with_last(
-            _chain("stem", "norm", "body", "norm", "last"),
-            stem=conv(3, 8), norm=nn.InstanceNorm2d(8, affine=True), body=conv(8, 8),
-        ),
-        "stem", "'norm', which is called 2 times",
-    ),
-    "parametrised": (
-        lambda: _with_last(
-            _chain("stem", "body", "last"),
-            stem=conv(3, 8), body=parametrizations.weight_norm(conv(8, 8)),
-        ),
-        "stem", "'body', which is parametrised",
-    ),
-    "split into constants": (
-        lambda: _with_last(_split, stem=conv(3, 8), last=conv(3, 6), other=conv(5, 6)),
-        "stem", "split divides them",
-    ),
-    "sliced at a constant": (
-        lambda: _with_last(_sliced, stem=conv(3, 8), last=conv(3, 6), other=conv(5, 6)),
-        "stem", "takes fixed places",
-    ),
-    "pixel shuffle": (
-        lambda: _with_last(
-            _chain("stem", "shuffle", "last"),
-            stem=conv(3, 8), shuffle=nn.PixelShuffle(2), last=conv(2, 6),
-        ),
-        "stem", "'shuffle', which has no rule",
-    ),
-    "group norm": (
-        lambda: _with_last(
-            _chain("stem", "norm", "last"), stem=conv(3, 8), norm=nn.GroupNorm(4, 8)
-        ),
-        "stem", "normalises all units",
-    ),
-    "transposed": (
-        lambda: _with_last(
-            _chain("stem", "up", "last"), stem=conv(3, 5), up=nn.ConvTranspose2d(5, 8, 2, 2)
-        ),
-        "up", "ConvTranspose2d, which has no rule",
-    ),
-    "volumes": (
-        lambda: _with_last(_volumes, stem=conv(3, 5), volume=nn.Conv3d(5, 8, (1, 3, 3))),
-        "volume", "Conv3d, which has no rule",
-    ),
-    "sequences": (
-        lambda: _with_last(_sequence, stem=conv(3, 5), line=nn.Conv1d(5, 8, 1)),
-        "line", "Conv1d, which has no rule",
-    ),
-    "groups of the input": (
-        lambda: _with_last(_chain("stem", "last"), stem=conv(3, 12, groups=3), last=conv(12, 6)),
-        "stem", "'stem' is a grouped convolution of channels that carry no units",
-    ),
-    "one group in all": (
-        lambda: _with_last(
-            _two_groupings, stem=conv(3, 6), fours=conv(6, 6, groups=2),
-            threes=conv(6, 6, groups=3), last=conv(6, 6),
-        ),
-        "stem", "can only go together",
-    ),
-    "training does not run": (
-        lambda: _with_last(_helper_too_large, stem=conv(3, 8), helper=conv(8, 2)),
-        "stem", "helper may read them in training mode",
-    ),
-    "coupled in training": (
-        lambda: _with_last(_coupled_in_training, stem=conv(3, 8), helper=conv(8, 6)),
-        "last", "called in training mode only",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", STAYS)
-def test_what_cannot_go_is_named_and_the_rest_goes(name: str) -> None:
-    build, layer, reason = STAYS[name]
-    model = _model(build)
-    graph = capture(model, X)
-    stays = {name: group.surgery for group in graph.groups for name in group.producers}
-    assert reason in {**stays, **graph.refused}[layer]
-    if graph.removable:
-        _check(model, graph, plan(model, score(model, X, "random"), 0.2, "units"))
-    else:
-        with pytest.raises(UnsupportedModelError, match="for good"):
-            plan(model, score(model, X, "l1"), 0.2)
+        apply(model, plan_by_hand(model, {"left": of_left}))
 
 
 def test_looking_at_training_mode_leaves_nothing_behind() -> None:
-    model = _model(RIGHT["helped in training"])
+    model = settled(RIGHT["helped in training"])
     model.body.eval(), model.helper.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
@@ -421,7 +204,7 @@ def test_looking_at_training_mode_leaves_nothing_behind() -> None:
 
 @pytest.mark.parametrize("name", ["two groupings", "grouped concatenation", "depthwise multiplier"])
 def test_effects_are_those_of_what_surgery_removes(name: str) -> None:
-    model = _model(RIGHT[name])
+    model = settled(RIGHT[name])
     graph = capture(model, X)
     with torch.no_grad():
         run = Interventions(model, graph, example=X[:1])

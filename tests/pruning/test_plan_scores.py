@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import networks
+import numpy as np
 import pandas as pd
 import pytest
 from torch import nn
@@ -88,6 +89,24 @@ def test_an_order_is_not_divided_by_what_units_save() -> None:
     amounts = replace(scores, frame=scores.frame.assign(importance=worth))
     assert len(plan(model, amounts, 0.2).remove["1"]) > 5  # others may fill the last percent
     assert set(plan(model, replace(amounts, method="cswap"), 0.2).remove) == {"3"}
+
+
+def test_what_units_save_decides_within_a_category() -> None:
+    model = _two_layers()
+    scores = score(model, X, "taylor", "logits")
+    first = (scores.frame["group"] == "1").to_numpy()
+    last = (scores.frame["unit"] == 3).to_numpy()
+    # Worth per unit: more in the first layer, whose units save more than in proportion.
+    marked = scores.frame.assign(
+        importance=np.where(first & last, 1.3, np.where(first, 0.6, 0.5)),
+        category=np.where(first & last, "critical", "neutral"),
+    )
+    decided = plan(model, replace(scores, frame=marked, method="cswap"), 0.7)
+    assert decided.remove["1"] == (0, 1, 2)
+    assert set(decided.remove.get("3", ())) < set(range(8))
+    only_order = scores.frame.assign(importance=marked["importance"])
+    decided = plan(model, replace(scores, frame=only_order, method="cswap"), 0.05)
+    assert set(decided.remove) == {"3"}
 
 
 def test_what_is_worth_less_than_nothing_goes_the_sooner_the_more_it_saves() -> None:
