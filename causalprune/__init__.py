@@ -5,6 +5,7 @@
     scores = cp.score(model, data)                  # the causal effect of every unit
     plan = cp.plan(model, scores, ratio=0.5)        # what would go, and what it saves
     small = cp.apply(model, plan)                   # a new, physically smaller module
+    fast = cp.accelerate(small, example)            # the fastest way to run it here, never slower
     result = cp.analyze("causalprune-run")          # what pruning caused, over recorded trials
 
 Names are loaded when they are first used, so that reading records needs no torch and importing
@@ -17,10 +18,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from causalprune import nn
     from causalprune.analysis import AnalysisResult, analyze
     from causalprune.errors import CausalPruneError
     from causalprune.experiments import RunConfig, RunResult, run_experiment
     from causalprune.measures import info
+    from causalprune.nn import accelerate
     from causalprune.pruning import Plan, Trace, apply, plan, prune
     from causalprune.reports import report
     from causalprune.scoring import Scores, register_method, register_outcome, score
@@ -33,6 +36,7 @@ _HOME = {
     "RunResult": "experiments",
     "Scores": "scoring",
     "Trace": "pruning",
+    "accelerate": "nn",
     "analyze": "analysis",
     "apply": "pruning",
     "info": "measures",
@@ -54,9 +58,11 @@ __all__ = [
     "Scores",
     "Trace",
     "__version__",
+    "accelerate",
     "analyze",
     "apply",
     "info",
+    "nn",
     "plan",
     "prune",
     "register_method",
@@ -72,6 +78,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("causalprune")
+    if name == "nn":
+        return import_module(f"{__name__}.nn")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -19,7 +19,9 @@ def register_operator(
     *,
     kernels: Mapping[str, Callable[..., Any]],
     fake: Callable[..., Any],
-    not_differentiable: str,
+    not_differentiable: str = "",
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
 ) -> None:
     """Register ``causalprune::<name>``.
 
@@ -35,13 +37,17 @@ def register_operator(
         Reproduces shape, stride, dtype and device of the results from metadata alone.
     not_differentiable : str
         Why the operator has no derivative; raised when a backward pass reaches it.
+    setup_context, backward : callable, optional
+        Its derivative, as :func:`torch.library.register_autograd` takes it, where it has one.
     """
     _LIBRARY.define(f"{name}{signature}")
     for key, kernel in kernels.items():
         _LIBRARY.impl(name, kernel, key)
     torch.library.register_fake(f"causalprune::{name}", fake, lib=_LIBRARY)
 
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def refuse(ctx: Any, *grads: Any) -> Any:
         raise NotImplementedError(f"causalprune::{name} has no derivative: {not_differentiable}")
 
-    torch.library.register_autograd(f"causalprune::{name}", backward, lib=_LIBRARY)
+    torch.library.register_autograd(
+        f"causalprune::{name}", backward or refuse, setup_context=setup_context, lib=_LIBRARY
+    )
