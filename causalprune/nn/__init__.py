@@ -1,7 +1,7 @@
 """Modules that run pruned networks faster, built on the native operators."""
 
-from causalprune.nn.acceleration import accelerate
 from causalprune.nn.accelerated import Accelerated
+from causalprune.nn.acceleration import accelerate
 from causalprune.nn.acceleration_report import AccelerationReport, LayerChoice
 from causalprune.nn.channels import ChannelPrunedConv2d
 from causalprune.nn.sparse import SparseConv2d, SparseLinear

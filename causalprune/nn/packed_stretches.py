@@ -17,12 +17,14 @@ from causalprune.nn.packed_operations import (
     Convolution,
     GlobalAverage,
     Operation,
+    Pooling,
     Subsampling,
     activation_of,
     function_name,
     is_image,
     operation_of,
 )
+from causalprune.ops.packed_layouts import Window
 
 __all__ = ["Stretch", "cut_out", "in_normal_form", "stretches_in"]
 
@@ -270,7 +272,25 @@ def _operations(nodes: Sequence[fx.Node], traced: fx.GraphModule) -> tuple[Opera
         else:
             assert plain is not None
             made[node.name] = plain
-    return tuple(made.values())
+    return tuple(part for op in made.values() for part in _thinned_first(op))
+
+
+def _thinned_first(op: Operation) -> tuple[Operation, ...]:
+    """Take the rows and columns that a strided 1x1 convolution reads out before it.
+
+    Read where they lie, they fall into a quarter of the sets of every cache: the convolution then
+    takes three times as long.
+    """
+    if not isinstance(op, Convolution):
+        return (op,)
+    window = op.window
+    if window.kernel != (1, 1) or window.stride == (1, 1) or window.padding != (0, 0):
+        return (op,)
+    thinned = f"{op.name}__thinned"
+    return (
+        Pooling(thinned, op.source, "max", Window((1, 1), window.stride)),
+        replace(op, source=thinned, window=replace(window, stride=(1, 1))),
+    )
 
 
 def _activated(
