@@ -1,36 +1,21 @@
-// Checks a packed convolution, lists its taps and runs its tiles.
+// Checks a packed convolution and runs its tiles.
 
 #include "kernels/packed_convolution.hpp"
 
 #include <algorithm>
 #include <iterator>
 #include <limits>
-#include <map>
 #include <string>
-#include <utility>
 
 #include "common/clock.hpp"
 #include "common/error.hpp"
 #include "common/parallel.hpp"
+#include "kernels/packed_blocking.hpp"
+#include "kernels/packed_taps.hpp"
 
 namespace causalprune {
 
 namespace {
-
-const PackedConvolutionKernels& kernels_of(Isa isa) {
-  switch (isa) {
-#if defined(CAUSALPRUNE_HAS_AVX2)
-    case Isa::avx2: return kPackedConvolutionAvx2;
-#endif
-#if defined(CAUSALPRUNE_HAS_AVX512)
-    case Isa::avx512: return kPackedConvolutionAvx512;
-#endif
-#if defined(CAUSALPRUNE_HAS_NEON)
-    case Isa::neon: return kPackedConvolutionNeon;
-#endif
-    default: return kPackedConvolutionScalar;
-  }
-}
 
 constexpr const char* kActivationNames[] = {"none", "relu", "relu6", "hardswish", "silu", "gelu"};
 
@@ -94,261 +79,6 @@ void check(const PackedConvolutionProblem& p) {
   check_geometry(p);
 }
 
-// Rows that share a list of taps, all of one convolution group.
-struct RowGroup {
-  std::int64_t first;  // of the outputs
-  int rows;
-  std::int64_t group;
-};
-
-std::vector<RowGroup> row_groups_of(const PackedConvolutionProblem& p, int most_rows) {
-  std::vector<RowGroup> found;
-  const std::int64_t per_group = static_cast<std::int64_t>(p.outputs.size()) / p.groups;
-  for (std::int64_t group = 0; group < p.groups; ++group) {
-    for (std::int64_t row = 0; row < per_group;) {
-      int rows = most_rows;
-      while (rows > per_group - row) rows /= 2;
-      found.push_back({group * per_group + row, rows, group});
-      row += rows;
-    }
-  }
-  return found;
-}
-
-std::int64_t weights_of(const PackedConvolutionProblem& p) {
-  const auto n_rows = static_cast<std::int64_t>(p.outputs.size());
-  return n_rows * (static_cast<std::int64_t>(p.inputs.size()) / p.groups) * p.kernel_height *
-         p.kernel_width;
-}
-
-// The bytes that a tile reads of one input channel.
-std::int64_t footprint_bytes(const PackedConvolutionProblem& p, std::int64_t height,
-                             std::int64_t width) {
-  const std::int64_t tall =
-      std::min(height * p.kernel_height,
-               (height - 1) * p.stride_height + (p.kernel_height - 1) * p.dilation_height + 1);
-  const std::int64_t wide =
-      std::min(width * p.kernel_width,
-               (width - 1) * p.stride_width + (p.kernel_width - 1) * p.dilation_width + 1);
-  return tall * wide * kPackedLanes * 4;
-}
-
-std::int64_t tap_offset(const PackedConvolutionProblem& p, std::int64_t channel, std::int64_t ky,
-                        std::int64_t kx) {
-  return 4 * (channel * p.in.channel_floats() +
-              (ky * p.dilation_height - p.padding_height) * p.in.row_floats() +
-              (kx * p.dilation_width - p.padding_width) * kPackedLanes);
-}
-
-int column_stride_of(std::int64_t stride) {
-  return stride == 1 || stride == 2 ? static_cast<int>(stride) : 0;
-}
-
-// Cycles that a tap takes on a tile, roughly: two multiply-adds and two loads a cycle, and the
-// next tap waits for the sums of the last one.
-double tap_cycles(int rows, std::int64_t vectors) {
-  const double adds = 0.5 * rows * static_cast<double>(vectors);
-  const double loads = 0.5 * static_cast<double>(vectors + rows + (rows == 1 ? 2 : 1));
-  return std::max({4.0, adds, loads});
-}
-
-// The input channels whose tile fits into so many bytes of cache.
-std::int64_t fitting_channels(const PackedConvolutionProblem& p, std::int64_t height,
-                              std::int64_t width, std::int64_t bytes) {
-  const std::int64_t n_inputs = static_cast<std::int64_t>(p.inputs.size()) / p.groups;
-  return std::clamp<std::int64_t>(bytes / footprint_bytes(p, height, width), 1, n_inputs);
-}
-
-// About the first-level cache of 32 or 48 KiB that is left beside weights and sums.
-constexpr std::int64_t kTileBytes = 24 << 10;
-
-// A tile's estimated cycles over a strip, of one row with `taps` weights that are read: its taps,
-// and what every block of channels costs to begin and to end.
-double strip_cycles(const PackedConvolutionProblem& p, double taps, int rows, std::int64_t height,
-                    std::int64_t width) {
-  const PackedLayout& out = p.out;
-  const std::int64_t n_inputs = static_cast<std::int64_t>(p.inputs.size()) / p.groups;
-  const std::int64_t channels = fitting_channels(p, height, width, kTileBytes);
-  const double blocks =
-      std::min(taps + 1.0, static_cast<double>((n_inputs + channels - 1) / channels));
-  const auto cycles = [&](std::int64_t vectors) {
-    const auto size = static_cast<double>(vectors);
-    const double ends = 45.0 + 1.5 * rows * size;
-    // In blocks that fit into the first-level cache, or at once out of the second.
-    return std::min(taps * tap_cycles(rows, vectors) + blocks * ends,
-                    taps * std::max(tap_cycles(rows, vectors), 1.6 * size + 2.0) + ends);
-  };
-  double sum = 0.0;
-  for (std::int64_t y = 0; y < out.strip_height; y += height) {
-    const std::int64_t tall = std::min(height, out.strip_height - y);
-    const std::int64_t full = out.strip_width / width, rest = out.strip_width % width;
-    sum += static_cast<double>(full) * cycles(tall * width);
-    if (rest > 0) sum += cycles(tall * rest);
-  }
-  return sum / rows;
-}
-
-// Lists the taps of one part: row groups of equal size, some of a section's.
-class PartBuilder {
- public:
-  PartBuilder(const PackedConvolutionProblem& problem, std::int64_t block_channels, bool keep_zeros,
-              PackedTapLists& lists)
-      : p_(problem), block_channels_(block_channels), keep_zeros_(keep_zeros), lists_(lists) {}
-
-  void add(const RowGroup& g) {
-    const auto row = static_cast<std::int32_t>(lists_.channels.size());
-    for (int r = 0; r < g.rows; ++r) {
-      lists_.channels.push_back(p_.outputs[static_cast<std::size_t>(g.first + r)]);
-      lists_.bias.push_back(p_.bias == nullptr ? 0.0f : p_.bias[g.first + r]);
-    }
-    const std::size_t begin = keyed_.size();
-    for (std::int64_t first = 0; first < n_inputs(); first += block_channels_) {
-      const PackedSegment segment = segment_of(g, row, first);
-      if (segment.n_taps > 0) keyed_.push_back({g.group, first, segment});
-    }
-    // A row without taps still has a bias.
-    if (keyed_.size() == begin) keyed_.push_back({g.group, 0, {row, 0, 0, 0, 0}});
-    keyed_[begin].segment.flags |= kFirstSegment;
-    keyed_.back().segment.flags |= kLastSegment;
-  }
-
-  void finish(int rows) {
-    std::stable_sort(keyed_.begin(), keyed_.end(), [](const Keyed& a, const Keyed& b) {
-      if (a.group != b.group) return a.group < b.group;
-      if (a.block != b.block) return a.block < b.block;
-      if (a.segment.flags != b.segment.flags) return a.segment.flags < b.segment.flags;
-      return a.segment.n_taps < b.segment.n_taps;
-    });
-    const auto first = static_cast<std::int64_t>(lists_.segments.size());
-    for (const Keyed& each : keyed_) lists_.segments.push_back(each.segment);
-    lists_.parts.push_back({first, static_cast<std::int64_t>(lists_.segments.size()), rows});
-  }
-
- private:
-  struct Keyed {
-    std::int64_t group, block;
-    PackedSegment segment;
-  };
-
-  std::int64_t n_inputs() const { return static_cast<std::int64_t>(p_.inputs.size()) / p_.groups; }
-
-  PackedSegment segment_of(const RowGroup& g, std::int32_t row, std::int64_t first) {
-    const std::int64_t last = std::min(n_inputs(), first + block_channels_);
-    const std::int64_t taps = p_.kernel_height * p_.kernel_width, row_size = n_inputs() * taps;
-    PackedSegment s{row, 0, static_cast<std::int64_t>(lists_.offsets.size()),
-                    static_cast<std::int64_t>(lists_.values.size()), 0};
-    // Where zeros are kept, all rows of a convolution group read the same taps.
-    const auto known = shared_.find({g.group, first});
-    const bool listed = keep_zeros_ && known != shared_.end();
-    if (listed) s.offset = known->second;
-    if (keep_zeros_ && !listed) shared_[{g.group, first}] = s.offset;
-    for (std::int64_t i = first; i < last; ++i) {
-      const std::int64_t channel = p_.inputs[static_cast<std::size_t>(g.group * n_inputs() + i)];
-      for (std::int64_t tap = 0; tap < taps; ++tap) {
-        const float* w = p_.weight + g.first * row_size + i * taps + tap;
-        if (!keep_zeros_ && *w == 0.0f) continue;
-        for (int r = 0; r < g.rows; ++r) lists_.values.push_back(w[r * row_size]);
-        if (!listed) {
-          lists_.offsets.push_back(static_cast<std::int32_t>(
-              tap_offset(p_, channel, tap / p_.kernel_width, tap % p_.kernel_width)));
-        }
-        ++s.n_taps;
-      }
-    }
-    return s;
-  }
-
-  const PackedConvolutionProblem& p_;
-  const std::int64_t block_channels_;
-  const bool keep_zeros_;
-  PackedTapLists& lists_;
-  std::vector<Keyed> keyed_;
-  std::map<std::pair<std::int64_t, std::int64_t>, std::int64_t> shared_;
-};
-
-PackedTapLists lists_of(const PackedConvolutionProblem& p, const PackedBlocking& blocking,
-                        int most_parts) {
-  PackedTapLists lists;
-  const int most_rows = blocking.rows_per_group;
-  const std::vector<RowGroup> all = row_groups_of(p, most_rows);
-  for (int rows = most_rows; rows >= 1; rows /= 2) {
-    std::vector<RowGroup> section;
-    std::copy_if(all.begin(), all.end(), std::back_inserter(section),
-                 [&](const RowGroup& g) { return g.rows == rows; });
-    const std::size_t n_parts = std::min<std::size_t>(most_parts, section.size());
-    for (std::size_t part = 0; part < n_parts; ++part) {
-      PartBuilder builder(p, blocking.block_channels, most_rows > 1, lists);
-      for (std::size_t k = part; k < section.size(); k += n_parts) builder.add(section[k]);
-      builder.finish(rows);
-    }
-  }
-  lists.n_taps = static_cast<std::int64_t>(lists.values.size());
-  // The kernels read one tap ahead.
-  lists.offsets.push_back(0);
-  lists.values.insert(lists.values.end(), 4, 0.0f);
-  return lists;
-}
-
-// Into how many independent parts the rows are divided: the sums of a part wait in the second-level
-// cache between blocks of channels, and every thread has several parts of a tile to take, or one
-// would wait for the others.
-int parts_of(const PackedConvolutionProblem& p, const PackedBlocking& blocking, std::int64_t tiles,
-             int threads) {
-  constexpr std::int64_t kSumBytes = 192 << 10;
-  const std::int64_t row_bytes = 4 * kPackedLanes * blocking.tile_height * blocking.tile_width;
-  const std::int64_t bytes = static_cast<std::int64_t>(p.outputs.size()) * row_bytes;
-  const std::int64_t n_inputs = static_cast<std::int64_t>(p.inputs.size()) / p.groups;
-  // Sums of all channels at once never wait.
-  const std::int64_t cached =
-      blocking.block_channels >= n_inputs ? 1 : (bytes + kSumBytes - 1) / kSumBytes;
-  const std::int64_t busy = threads < 2 ? 1 : 4 * threads / std::max<std::int64_t>(1, tiles) + 1;
-  return static_cast<int>(std::clamp<std::int64_t>(std::max(cached, busy), 1, 64));
-}
-
-bool usable(const PackedConvolutionKernels& kernels, const PackedBlocking& b, int column_stride) {
-  return kernels.tile(b.rows_per_group, b.tile_height, b.tile_width, column_stride) != nullptr;
-}
-
-// The cheapest tiles by estimate, the best first.
-std::vector<PackedBlocking> likely_tiles(const PackedConvolutionProblem& p, int rows, Isa isa,
-                                         std::size_t most) {
-  const PackedConvolutionKernels& kernels = kernels_of(isa);
-  const auto n_rows = static_cast<double>(p.outputs.size());
-  const std::int64_t n_weights = weights_of(p);
-  const std::int64_t read =
-      rows == 1 ? n_weights - std::count(p.weight, p.weight + n_weights, 0.0f) : n_weights;
-  std::vector<std::pair<double, PackedBlocking>> found;
-  for (int height = 1; height <= std::min<std::int64_t>(4, p.out.strip_height); ++height) {
-    for (int width = 1; width <= std::min<std::int64_t>(kernels.most_vectors, p.out.strip_width);
-         ++width) {
-      const PackedBlocking b{rows, height, width, 0};
-      if (!usable(kernels, b, column_stride_of(p.stride_width))) continue;
-      found.push_back(
-          {strip_cycles(p, static_cast<double>(read) / n_rows, rows, height, width), b});
-    }
-  }
-  std::stable_sort(found.begin(), found.end(),
-                   [](const auto& a, const auto& b) { return a.first < b.first; });
-  std::vector<PackedBlocking> tiles;
-  for (const auto& each : found) {
-    if (tiles.size() < most) tiles.push_back(each.second);
-  }
-  return tiles;
-}
-
-std::vector<std::int64_t> likely_blocks(const PackedConvolutionProblem& p,
-                                        const PackedBlocking& tile) {
-  std::vector<std::int64_t> blocks;
-  for (const std::int64_t times : {1, 2, 4, 16}) {
-    const std::int64_t channels =
-        fitting_channels(p, tile.tile_height, tile.tile_width, times * kTileBytes * 2 / 3);
-    if (std::find(blocks.begin(), blocks.end(), channels) == blocks.end()) {
-      blocks.push_back(channels);
-    }
-  }
-  return blocks;
-}
-
 }  // namespace
 
 PackedActivation packed_activation_by_name(const char* name) {
@@ -386,7 +116,7 @@ PackedConvolution::PackedConvolution(const PackedConvolutionProblem& p,
                       wanted.block_channels > 0
                   ? wanted
                   : timed_blocking(p, wanted);
-  if (!usable(kernels_of(isa_), blocking_, column_stride_of(p.stride_width))) {
+  if (!usable(packed_kernels_of(isa_), blocking_, column_stride_of(p.stride_width))) {
     fail("blocking: expected a tile that this instruction set has, got ", blocking_.rows_per_group,
          " rows of ", blocking_.tile_height, " x ", blocking_.tile_width);
   }
@@ -476,7 +206,8 @@ void PackedConvolution::run_tile(const PackedView& in, const PackedView& out,
   t.most = activation_ == PackedActivation::relu6 ? 6.0f : kInfinity;
   t.has_end = clamped || residual.data != nullptr;
   t.smooth = clamped ? PackedActivation::none : activation_;
-  kernels_of(isa_).tile(part.rows_per_group, height, width, column_stride_of(stride_width_))(t);
+  packed_kernels_of(isa_).tile(part.rows_per_group, height, width,
+                               column_stride_of(stride_width_))(t);
 }
 
 void PackedConvolution::run_block(const PackedView& in, const PackedView& out,
