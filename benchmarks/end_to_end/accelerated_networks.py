@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import copy
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from resnet20_cifar import RESULTS, data_folder, provenance
@@ -128,4 +130,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+    import conftest  # noqa: F401  (a torchvision that imports everywhere)
+
     main()
