@@ -2,8 +2,8 @@
 //
 // Formula. out[outputs[r]] = activation(bias[r] + sum over the taps t of row r of
 //     weight[t] * in[channel(t)] at (y * stride - padding + k(t) * dilation) + residual), where the
-// taps of a row are its nonzero weights (one row at a time, rows_per_group == 1) or all weights of
-// the listed input channels (several rows share one list of taps). Stride, padding, dilation,
+// taps of a row are its nonzero weights (one row at a time, rows_per_group == 1) or what any of
+// the rows that share a list of taps has a weight for. Stride, padding, dilation,
 // groups, depthwise and channel lists are nothing but other lists of byte offsets.
 //
 // Blocking. A register tile of TY x TX positions (x 16 lanes) stays in registers over the taps of a
@@ -53,7 +53,7 @@ void check_geometry(const PackedConvolutionProblem& problem);
 
 // How a convolution is run; what is zero is chosen by timing.
 struct PackedBlocking {
-  int rows_per_group;  // 1 reads nonzero weights only; 2 and 4 read all
+  int rows_per_group;  // that share taps: 1, 2 or 4
   int tile_height, tile_width;
   std::int64_t block_channels;
 };

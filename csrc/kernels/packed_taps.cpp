@@ -2,8 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
-#include <map>
-#include <utility>
+#include <numeric>
 
 namespace causalprune {
 
@@ -11,20 +10,28 @@ namespace {
 
 // Rows that share a list of taps, all of one convolution group.
 struct RowGroup {
-  std::int64_t first;  // of the outputs
-  int rows;
+  std::vector<std::int64_t> outputs;  // their places in the problem's list
   std::int64_t group;
 };
 
+// Rows with weights first, so that those without are not grouped with them.
 std::vector<RowGroup> row_groups_of(const PackedConvolutionProblem& p, int most_rows) {
   std::vector<RowGroup> found;
   const std::int64_t per_group = static_cast<std::int64_t>(p.outputs.size()) / p.groups;
+  const std::int64_t row_size =
+      static_cast<std::int64_t>(p.inputs.size()) / p.groups * p.kernel_height * p.kernel_width;
+  std::vector<std::int64_t> order(static_cast<std::size_t>(per_group));
   for (std::int64_t group = 0; group < p.groups; ++group) {
-    for (std::int64_t row = 0; row < per_group;) {
+    std::iota(order.begin(), order.end(), group * per_group);
+    std::stable_partition(order.begin(), order.end(), [&](std::int64_t output) {
+      const float* row = p.weight + output * row_size;
+      return std::any_of(row, row + row_size, [](float w) { return w != 0.0f; });
+    });
+    for (auto next = order.begin(); next != order.end();) {
       int rows = most_rows;
-      while (rows > per_group - row) rows /= 2;
-      found.push_back({group * per_group + row, rows, group});
-      row += rows;
+      while (rows > order.end() - next) rows /= 2;
+      found.push_back({{next, next + rows}, group});
+      next += rows;
     }
   }
   return found;
@@ -40,15 +47,15 @@ std::int64_t tap_offset(const PackedConvolutionProblem& p, std::int64_t channel,
 // Lists the taps of one part: row groups of equal size, some of a section's.
 class PartBuilder {
  public:
-  PartBuilder(const PackedConvolutionProblem& problem, std::int64_t block_channels, bool keep_zeros,
+  PartBuilder(const PackedConvolutionProblem& problem, std::int64_t block_channels,
               PackedTapLists& lists)
-      : p_(problem), block_channels_(block_channels), keep_zeros_(keep_zeros), lists_(lists) {}
+      : p_(problem), block_channels_(block_channels), lists_(lists) {}
 
   void add(const RowGroup& g) {
     const auto row = static_cast<std::int32_t>(lists_.channels.size());
-    for (int r = 0; r < g.rows; ++r) {
-      lists_.channels.push_back(p_.outputs[static_cast<std::size_t>(g.first + r)]);
-      lists_.bias.push_back(p_.bias == nullptr ? 0.0f : p_.bias[g.first + r]);
+    for (const std::int64_t output : g.outputs) {
+      lists_.channels.push_back(p_.outputs[static_cast<std::size_t>(output)]);
+      lists_.bias.push_back(p_.bias == nullptr ? 0.0f : p_.bias[output]);
     }
     const std::size_t begin = keyed_.size();
     for (std::int64_t first = 0; first < n_inputs(); first += block_channels_) {
@@ -81,26 +88,21 @@ class PartBuilder {
 
   std::int64_t n_inputs() const { return static_cast<std::int64_t>(p_.inputs.size()) / p_.groups; }
 
+  // A tap is listed where any of the rows has a weight.
   PackedSegment segment_of(const RowGroup& g, std::int32_t row, std::int64_t first) {
     const std::int64_t last = std::min(n_inputs(), first + block_channels_);
     const std::int64_t taps = p_.kernel_height * p_.kernel_width, row_size = n_inputs() * taps;
     PackedSegment s{row, 0, static_cast<std::int64_t>(lists_.offsets.size()),
                     static_cast<std::int64_t>(lists_.values.size()), 0};
-    // Where zeros are kept, all rows of a convolution group read the same taps.
-    const auto known = shared_.find({g.group, first});
-    const bool listed = keep_zeros_ && known != shared_.end();
-    if (listed) s.offset = known->second;
-    if (keep_zeros_ && !listed) shared_[{g.group, first}] = s.offset;
     for (std::int64_t i = first; i < last; ++i) {
       const std::int64_t channel = p_.inputs[static_cast<std::size_t>(g.group * n_inputs() + i)];
       for (std::int64_t tap = 0; tap < taps; ++tap) {
-        const float* w = p_.weight + g.first * row_size + i * taps + tap;
-        if (!keep_zeros_ && *w == 0.0f) continue;
-        for (int r = 0; r < g.rows; ++r) lists_.values.push_back(w[r * row_size]);
-        if (!listed) {
-          lists_.offsets.push_back(static_cast<std::int32_t>(
-              tap_offset(p_, channel, tap / p_.kernel_width, tap % p_.kernel_width)));
-        }
+        const float* w = p_.weight + i * taps + tap;
+        const auto weighs = [&](std::int64_t output) { return w[output * row_size] != 0.0f; };
+        if (std::none_of(g.outputs.begin(), g.outputs.end(), weighs)) continue;
+        for (const std::int64_t output : g.outputs) lists_.values.push_back(w[output * row_size]);
+        lists_.offsets.push_back(static_cast<std::int32_t>(
+            tap_offset(p_, channel, tap / p_.kernel_width, tap % p_.kernel_width)));
         ++s.n_taps;
       }
     }
@@ -109,10 +111,8 @@ class PartBuilder {
 
   const PackedConvolutionProblem& p_;
   const std::int64_t block_channels_;
-  const bool keep_zeros_;
   PackedTapLists& lists_;
   std::vector<Keyed> keyed_;
-  std::map<std::pair<std::int64_t, std::int64_t>, std::int64_t> shared_;
 };
 
 }  // namespace
@@ -125,10 +125,10 @@ PackedTapLists lists_of(const PackedConvolutionProblem& p, const PackedBlocking&
   for (int rows = most_rows; rows >= 1; rows /= 2) {
     std::vector<RowGroup> section;
     std::copy_if(all.begin(), all.end(), std::back_inserter(section),
-                 [&](const RowGroup& g) { return g.rows == rows; });
+                 [&](const RowGroup& g) { return static_cast<int>(g.outputs.size()) == rows; });
     const std::size_t n_parts = std::min<std::size_t>(most_parts, section.size());
     for (std::size_t part = 0; part < n_parts; ++part) {
-      PartBuilder builder(p, blocking.block_channels, most_rows > 1, lists);
+      PartBuilder builder(p, blocking.block_channels, lists);
       for (std::size_t k = part; k < section.size(); k += n_parts) builder.add(section[k]);
       builder.finish(rows);
     }

@@ -162,6 +162,13 @@ struct Case {
     for (float& w : weight) {
       if (uniform(draw) >= l.density) w = 0.0f;
     }
+    if (seed % 3 == 0) {  // a row without weights, and a channel that no row reads
+      const std::int64_t taps = l.kernel * l.kernel, row = l.inputs / l.groups * taps;
+      std::fill_n(weight.begin() + (l.outputs / 2) * row, row, 0.0f);
+      for (std::int64_t o = 0; o < l.outputs; ++o) {
+        std::fill_n(weight.begin() + o * row + row - taps, taps, 0.0f);
+      }
+    }
     bias = values(l.outputs);
     residual = values(l.images * total_outputs * out_height * out_width);
     p.weight = weight.data(), p.bias = bias.data();
