@@ -11,7 +11,13 @@ import pytest
 import causalprune
 from causalprune import _core, _native
 
-CUDA_ONLY = {"cuda_status", "path_effects_cuda", "path_effects_cuda_workspace"}
+CUDA_ONLY = {
+    "channel_conv2d_cuda",
+    "cuda_status",
+    "path_effects_cuda",
+    "path_effects_cuda_workspace",
+    "sparse_conv2d_cuda",
+}
 
 
 def stub() -> ast.Module:
@@ -25,9 +31,9 @@ def test_package_data_is_installed(name: str) -> None:
 
 def test_the_stub_names_what_the_extension_has() -> None:
     declared = {
-        node.name if isinstance(node, ast.FunctionDef) else node.target.id
+        node.target.id if isinstance(node, ast.AnnAssign) else node.name
         for node in stub().body
-        if isinstance(node, (ast.FunctionDef, ast.AnnAssign))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AnnAssign))
     }
     expected = declared if _native.with_cuda else declared - CUDA_ONLY
     assert {name for name in dir(_core) if not name.startswith("_")} == expected
@@ -35,11 +41,21 @@ def test_the_stub_names_what_the_extension_has() -> None:
 
 def test_the_stub_has_the_extensions_arguments() -> None:
     for node in stub().body:
-        if not isinstance(node, ast.FunctionDef) or not hasattr(_core, node.name):
-            continue
-        signature = getattr(_core, node.name).__doc__.splitlines()[0]
-        documented = re.findall(r"(\w+): ", signature)
-        assert documented == [argument.arg for argument in node.args.args], node.name
+        if isinstance(node, ast.ClassDef):
+            for method in node.body:
+                assert isinstance(method, ast.FunctionDef)
+                _same_arguments(method, getattr(getattr(_core, node.name), method.name))
+        elif isinstance(node, ast.FunctionDef) and hasattr(_core, node.name):
+            _same_arguments(node, getattr(_core, node.name))
+
+
+def _same_arguments(node: ast.FunctionDef, found: object) -> None:
+    if node.decorator_list:
+        assert isinstance(found, property), node.name
+        return
+    signature = str(found.__doc__).splitlines()[0]
+    documented = re.findall(r"(\w+): ", signature)
+    assert documented == [argument.arg for argument in node.args.args], node.name
 
 
 def test_versions_agree() -> None:
