@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from resnet20_cifar import RESULTS, data_folder, images, provenance
+from scipy.special import stdtrit
 from torch import Tensor, nn
 
 import causalprune as cp
@@ -169,8 +170,8 @@ def random_row(cells: Mapping[tuple[str, float], dict[str, Any]], ratio: float) 
     if len(found) < 2:
         return "-"
     values = 100 * torch.stack(found)
-    half = 2.776 * float(values.std()) / math.sqrt(len(values)) if len(values) == 5 else math.nan
-    return f"{float(values.mean()):.1f} ± {half:.1f}"
+    half = float(stdtrit(len(values) - 1, 0.975)) * float(values.std()) / math.sqrt(len(values))
+    return f"{float(values.mean()):.1f} ± {half:.1f} ({len(values)} seeds)"
 
 
 def table(study: Study, compensation: str, show: Callable[..., str]) -> list[str]:
@@ -193,7 +194,7 @@ def table(study: Study, compensation: str, show: Callable[..., str]) -> list[str
         lines.append(f"| {name} | {seconds:.1f} | " + " | ".join(row) + " |")
     if show is shown_accuracy:
         seeds = " | ".join(random_row(cells, ratio) for ratio in RATIOS)
-        lines.append(f"| random, mean of 5 seeds | 0.0 | {seeds} |")
+        lines.append(f"| random, mean of the seeds | 0.0 | {seeds} |")
     return [*lines, ""]
 
 
