@@ -252,8 +252,9 @@ def report(study: Study) -> str:
         "",
         f"Refit: {min(seconds):.0f} to {max(seconds):.0f} CPU s a network." if seconds else "",
         "",
-        "Cells were measured at several commits, at which these rankings compute the same; the "
-        "line below is that of the table.",
+        "Cells were measured at several commits, at which these rankings compute the same, and on "
+        "more than one machine, so that CPU seconds compare within a row only; the line below is "
+        "that of the table.",
     ]
     return "\n".join([*lines, "", provenance(), ""])
 
