@@ -90,6 +90,13 @@ def prune(
             "where there is --data."
         ),
     ] = None,
+    refit_layers: Annotated[
+        str,
+        typer.Option(
+            help="What a refit changes: consumers, all, or pairs (also the layers that make the "
+            "units which stay; takes longer, and more --images pay)."
+        ),
+    ] = "all",
     scope: Annotated[str | None, typer.Option(help="global or layer.")] = None,
     round_to: Annotated[
         int | None, typer.Option(help="Layers keep a multiple of so many channels.")
@@ -172,7 +179,8 @@ def prune(
         original.eval()
         example = example_image(original, parts, plan, shape or source.input_shape)
         if plan is not None:
-            pruned = _applied(original, plan, parts, compensation, batch_size)
+            how = {"compensation": compensation, "refit_layers": refit_layers}
+            pruned = _applied(original, plan, parts, {**how, "batch_size": batch_size})
         else:
             settings = {
                 **said,
@@ -180,6 +188,7 @@ def prune(
                 **tolerance_of(chosen, guarded, held_out),
                 **training_of(retrain, parts, seed),
                 "compensation": compensation,
+                "refit_layers": refit_layers,
                 "batch_size": batch_size,
                 "seed": seed,
             }
@@ -244,17 +253,13 @@ def _driven(
 
 
 def _applied(
-    model: nn.Module, path: Path, parts: ImageParts | None, compensation: str, batch_size: int
+    model: nn.Module, path: Path, parts: ImageParts | None, how: Mapping[str, Any]
 ) -> _Pruned:
     from causalprune.pruning import Plan, apply
 
     plan = Plan.load(path)
-    how: dict[str, Any] = {}
-    if compensation != "none":
-        data = None if parts is None else parts.calibration
-        how = {"compensation": compensation, "data": data, "batch_size": batch_size}
-    small = apply(model, plan, **how)
-    return _Pruned(small, plan, None)
+    data = None if parts is None or how["compensation"] == "none" else parts.calibration
+    return _Pruned(apply(model, plan, data=data, **how), plan, None)
 
 
 def _write(out: Path, pruned: _Pruned, compared: BeforeAfter, asked: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,9 @@ from causalprune.graph.steps import Step
 from causalprune.graph.suffixes import input_of
 
 __all__ = ["Budget", "Passage", "peak_bytes"]
+
+Amendment = Callable[[Any, Callable[[str], Any]], Any]
+"""Takes the value of a step, and what looks up those of others."""
 
 
 @dataclass
@@ -65,8 +68,12 @@ class Passage:
         stop: int,
         wanted: Collection[str],
         start: tuple[int, Mapping[str, Any]] | None = None,
+        amend: Mapping[str, Amendment] | None = None,
     ) -> dict[str, Any]:
-        """Run the steps from `start` (a place and the values there) to `stop`; nothing moves."""
+        """Run the steps from `start` (a place and the values there) to `stop`; nothing moves.
+
+        The value of a step that `amend` names is what that makes of it.
+        """
         place, found = (self.place, self._values) if start is None else start
         values = {n: v for n, v in found.items() if self._last.get(n, -1) >= place or n in wanted}
         source = input_of(self.steps)
@@ -76,6 +83,8 @@ class Passage:
                 values[step.name] = self.images
             else:
                 values[step.name] = step(values.__getitem__)
+            if amend is not None and step.name in amend:
+                values[step.name] = amend[step.name](values[step.name], values.__getitem__)
             for name in (*step.inputs, step.name):
                 if self._last.get(name, -1) <= index and name not in wanted:
                     values.pop(name, None)

@@ -184,7 +184,8 @@ def readers_of(
     remove : Mapping of str to sequence of int
         What the pruned network lacks.
     layers : str
-        ``"consumers"``: layers that read removed units; ``"all"``: and what lies behind them.
+        ``"consumers"``: layers that read removed units; ``"all"``: and what lies behind them;
+        ``"pairs"``: and the layers that make the units.
     """
     kept, own = kept_outputs(original.model, graph, remove), _own_weights(small)
     reached: set[str] = set()
@@ -197,7 +198,8 @@ def readers_of(
         reads = twin is not None and _reads_less(original.model, small.model, layer)
         if behind or reads:
             reached.add(step.name)
-        wanted = reads or (behind and layers == "all")
+        makes = layer in kept and layers == "pairs"
+        wanted = reads or makes or (behind and layers != "consumers")
         if wanted and twin is not None and layer in own:
             found.append(_reader(original, small, layer, step, twin, kept.get(layer)))
     return found

@@ -127,6 +127,20 @@ def test_the_summary_tells_what_was_measured(made: tuple[str, ...], tmp_path: Pa
     assert summary["before"]["accuracy"]["value"] == pytest.approx(expected)  # type: ignore[index]
 
 
+def test_layers_are_refitted_in_pairs(made: tuple[str, ...], tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    options = ("--method", "l2", "--ratio", "0.4", "--of", "macs", "--refit-layers", "pairs")
+    assert _run(*made, *options, "--out", str(out)).exit_code == 0
+    model, plan = model_from(made[1], made[3]), cp.Plan.load(out / "plan.json")
+    inputs, _ = torch.load(tmp_path / "images.pt", weights_only=True)
+    expected = cp.apply(model, plan, compensation="refit", data=inputs, refit_layers="pairs")
+    found = torch.load(out / "state_dict.pt", weights_only=True)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(found[name], value)
+    without = cp.apply(model, plan, compensation="refit", data=inputs).state_dict()
+    assert any(not torch.allclose(found[name], value) for name, value in without.items())
+
+
 def test_a_plan_is_applied_again(made: tuple[str, ...], tmp_path: Path) -> None:
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     assert _run(*made, "--method", "l1", "--ratio", "0.3", "--out", str(first)).exit_code == 0
@@ -241,6 +255,7 @@ def test_resnet20_on_cifar(data_root: Path, tmp_path: Path) -> None:
         (("--scope", "everywhere"), "scope"),
         (("--schedule", "later"), "unknown schedule 'later'"),
         (("--compensation", "magic"), "compensation"),
+        (("--refit-layers", "magic"), "unknown choice of layers 'magic'"),
         (("--protect", "nobody"), "nobody"),
         (("--option", "depth=3"), "unknown option of method 'l1' 'depth'"),
         (("--option", "chunk"), "--option: expected name=value, got 'chunk'"),
