@@ -1,9 +1,9 @@
 """Sparse and channel-pruned convolutions beside the best dense ones: table, figures, picture.
 
-``python compare_convolutions.py sparse|channel [layer] [--threads 2]`` times every layer of
-kernels at batch 1, 8 and 64 and writes benchmarks/results/<kind>_convolutions.{json,md,png};
-with two threads (wall time) <kind>_convolutions_2_threads.*. All alternatives of a row run in
-turns; the fastest of many short rounds counts.
+``python compare_convolutions.py sparse|channel [layer] [--threads 2] [--machine NAME]`` times every
+layer of kernels at batch 1, 8 and 64 and writes
+benchmarks/results/<kind>_convolutions[_2_threads][_NAME].{json,md,png}; with two threads it is wall
+time. All alternatives of a row run in turns; the fastest of many short rounds counts.
 """
 
 from __future__ import annotations
@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("layer", nargs="?", default="")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.3)
+    parser.add_argument("--machine", help="ending of the files' names, beside those of another CPU")
     given = parser.parse_args()
     how: dict[str, Any] = {"threads": given.threads, "seconds": given.seconds}
     layers = [layer for layer in LAYERS if given.layer in layer.name]
@@ -160,7 +161,7 @@ def main() -> None:
         rows.append(timing)
         print(timing.layer, timing.batch, f"{timing.kept:.2f}", f"{timing.speedup:.2f}", flush=True)
     threads = "" if given.threads == 1 else f"_{given.threads}_threads"
-    name = f"{given.kind}_convolutions{threads}"
+    name = "_".join(part for part in (f"{given.kind}_convolutions{threads}", given.machine) if part)
     record = {"info": cp.info(), "rows": [row.as_dict() for row in rows]}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(report(given.kind, rows, given.threads))
