@@ -1,8 +1,9 @@
 """cp.accelerate on whole networks with 90 % zeros, beside the best dense torch in the same run.
 
 ``python benchmarks/end_to_end/accelerated_networks.py [MACHINE]`` writes
-benchmarks/results/accelerated_networks[_MACHINE].md. One thread, CPU time; all alternatives of a row take
-turns, the fastest of many rounds counts. Dense: NCHW and channels_last, batch norms folded or not.
+benchmarks/results/accelerated_networks[_MACHINE].md. One thread, CPU time; all alternatives of a
+row take turns, the fastest of many rounds counts. Dense: NCHW and channels_last, batch norms folded
+or not.
 ResNet-20 has He et al.'s trained weights where CAUSALPRUNE_DATA names them, else random ones, as
 the torchvision networks have; zeros are the smallest weights of every layer.
 """
