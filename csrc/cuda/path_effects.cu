@@ -10,6 +10,7 @@
 #include "common/error.hpp"
 #include "cuda/device.cuh"
 #include "cuda/path_effects.cuh"
+#include "cuda/runtime.cuh"
 
 namespace causalprune {
 
@@ -26,25 +27,8 @@ constexpr std::int64_t kSharedFloats = 8192;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) {
-    throw CudaError(std::string(what) + ": " + cudaGetErrorString(status));
-  }
-}
-
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&previous_), "cudaGetDevice");
-    if (device != previous_) check(cudaSetDevice(device), "cudaSetDevice");
-  }
-  ~DeviceGuard() { cudaSetDevice(previous_); }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int previous_ = 0;
-};
+using cuda::check;
+using cuda::DeviceGuard;
 
 struct Chunks {
   std::int64_t inputs, outputs;  // per group
