@@ -41,7 +41,7 @@ class Case:
 
 CASES = (
     Case("mlp", "fc2", 20, SgdRecipe(epochs=4, learning_rate=0.02, weight_decay=0.0)),
-    Case("lenet5", "conv2", 10, SgdRecipe(epochs=4, learning_rate=0.02, weight_decay=0.0)),
+    Case("lenet5", "conv2", 10, SgdRecipe(epochs=12, learning_rate=0.02, weight_decay=0.0)),
     Case("lenet5", "fc1", 10, SgdRecipe(epochs=4, learning_rate=0.02, weight_decay=0.0)),
 )
 
