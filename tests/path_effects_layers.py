@@ -97,12 +97,13 @@ def assert_agrees(tensors: dict[str, Tensor], *, with_grad: bool = True, **optio
     given_grad = tensors["grad"] if with_grad else None
     for isa in ISAS:
         with instruction_set(isa):
-            got = path_effects(
-                tensors["x"], tensors["weight"], tensors["pre"], given_grad, **options
-            )
+            given = (tensors["x"], tensors["weight"], tensors["pre"], given_grad)
+            got = path_effects(*given, **options)
+            alone = path_effects(*given, **options, statistics="grad_weighted")
         assert got.edge.dtype == got.unit.dtype == torch.float64
         assert got.edge.shape == edge.shape and got.unit.shape == unit.shape
         assert got.edge.is_contiguous() and got.unit.is_contiguous()
+        assert torch.equal(alone.edge, got.edge[..., -1:]) and torch.equal(alone.unit, got.unit)
         excess = (got.edge - edge).abs() - edge_bound
         assert (excess <= 0).all(), f"{isa}: edge off by {excess.max().item()} more than allowed"
         excess = (got.unit - unit).abs() - unit_bound

@@ -24,6 +24,7 @@ from path_effects_cases import (
     layer,
     naive_loop,
     native,
+    native_weighted,
 )
 
 import causalprune as cp
@@ -46,6 +47,7 @@ def row(shape: Shape) -> dict[str, object]:
     forward = min(min(seconds(forward_nchw(given))), min(seconds(forward_channels_last(given))))
     found = seconds(native(given))
     best = min(found)
+    weighted = min(seconds(native_weighted(given)))
     part = min(NAIVE_CHANNELS, shape.inputs)
     naive = min(seconds(naive_loop(given, part), 0.3, 2)) * shape.inputs / part
     materialised = min(seconds(grouped(given, 1), 0.3, 2)) * shape.images
@@ -57,6 +59,7 @@ def row(shape: Shape) -> dict[str, object]:
         "path_effects_ms": best * 1e3,
         "spread": (statistics.median(found) - best) / best,
         "times_forward": best / forward,
+        "weighted_times_forward": weighted / forward,
         "times_forward_dense_input": None if dense is None else dense / forward,
         "naive_loop_over_path_effects": naive / best,
         "grouped_over_path_effects": materialised / best,
@@ -66,8 +69,9 @@ def row(shape: Shape) -> dict[str, object]:
 def markdown(rows: list[dict[str, object]]) -> str:
     head = (
         "| layer (images) | best forward, ms | path_effects, ms (spread) | x forward "
-        "| x forward, no zeros in x | naive loop / ours | grouped / ours |\n"
-        "|---|---|---|---|---|---|---|\n"
+        "| x forward, grad-weighted sum alone | x forward, no zeros in x | naive loop / ours "
+        "| grouped / ours |\n"
+        "|---|---|---|---|---|---|---|---|\n"
     )
     lines = []
     for r in rows:
@@ -75,6 +79,7 @@ def markdown(rows: list[dict[str, object]]) -> str:
         lines.append(
             f"| {r['shape']} ({r['images']}) | {r['forward_ms']:.2f} "
             f"| {r['path_effects_ms']:.2f} ({r['spread']:.0%}) | {r['times_forward']:.2f} "
+            f"| {r['weighted_times_forward']:.2f} "
             f"| {'' if dense is None else f'{dense:.2f}'} "
             f"| {r['naive_loop_over_path_effects']:.1f} | {r['grouped_over_path_effects']:.1f} |"
         )
@@ -96,7 +101,8 @@ def main() -> None:
         record = {"commit": commit, "info": facts, "clock": "thread CPU time", "rows": rows}
         out.write_text(json.dumps(record, indent=2) + "\n")
         out.with_suffix(".md").write_text(
-            "path_effects: ReLU, with gradient, all four statistics; one thread, CPU time.\n"
+            "path_effects: ReLU, with gradient, all four statistics but where said; one thread, "
+            "CPU time.\n"
             f"Commit {commit[:12]}, {facts['machine']['name']}, {facts['isa']}, "
             f"{facts['build']['compiler']}, torch {facts['versions']['torch']}.\n\n{table}"
         )

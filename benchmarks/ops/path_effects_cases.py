@@ -85,6 +85,18 @@ def native(given: Layer) -> Callable[[], object]:
     return lambda: path_effects(given.x, given.weight, given.pre, given.grad, padding=given.padding)
 
 
+def native_weighted(given: Layer) -> Callable[[], object]:
+    """Only the statistic that scores read."""
+    return lambda: path_effects(
+        given.x,
+        given.weight,
+        given.pre,
+        given.grad,
+        padding=given.padding,
+        statistics="grad_weighted",
+    )
+
+
 def _statistics(change: Tensor, grad: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, ...]:
     weighted = change * grad
     return (
@@ -132,5 +144,6 @@ PEERS: Mapping[str, Callable[[Layer], Callable[[], object]]] = MappingProxyType(
         "forward (NCHW)": forward_nchw,
         "forward (channels_last)": forward_channels_last,
         "path_effects": native,
+        "path_effects, grad_weighted": native_weighted,
     }
 )

@@ -113,14 +113,19 @@ def _path(
 ) -> list[dict[str, Any]]:
     from causalprune.measures.path_timings import path_timings
 
-    table = _table("layer", "n", "forward ms", "path effects ms", "of a forward")
+    table = _table("layer", "n", "forward ms", "path effects ms", "of a forward", "weighted alone")
     timings = path_timings(layers, batches, threads=threads, seconds=seconds)
     return _shown(table, timings, _path_cells)
 
 
 def _path_cells(t: PathTiming) -> tuple[str, ...]:
     times = (min(t.forward_ms.values()), t.native_ms)
-    return t.layer, str(t.batch), *(f"{time:.3f}" for time in times), f"{t.times_forward:.2f}x"
+    shares = (t.times_forward, t.weighted_times_forward)
+    return (
+        *(t.layer, str(t.batch)),
+        *(f"{time:.3f}" for time in times),
+        *(f"{share:.2f}x" for share in shares),
+    )
 
 
 def _table(*columns: str) -> Table:

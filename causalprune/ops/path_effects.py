@@ -14,13 +14,14 @@ from causalprune.ops.registration import register_operator
 __all__ = ["EDGE_STATISTICS", "PathEffects", "path_effects"]
 
 EDGE_STATISTICS = ("sum", "abs", "square", "grad_weighted")
+STATISTICS = ("all", "grad_weighted")
 ACTIVATIONS = ("gelu", "hardswish", "identity", "relu", "silu")
 
 _LARGEST = 2**31 - 1
 
 _SIGNATURE = (
     "(Tensor x, Tensor weight, Tensor pre, Tensor? grad, str activation, int[2] stride, "
-    "int[2] padding, int[2] dilation, int groups) -> (Tensor, Tensor)"
+    "int[2] padding, int[2] dilation, int groups, str statistics) -> (Tensor, Tensor)"
 )
 
 
@@ -29,9 +30,10 @@ class PathEffects(NamedTuple):
 
     Attributes
     ----------
-    edge : Tensor [O, I / groups, 4], float64
+    edge : Tensor [O, I / groups, 4 or 1], float64
         For the edge from input channel i to output channel j, sums over images and positions of
-        ``d``, ``|d|``, ``d**2`` and ``grad * d`` (the order of ``EDGE_STATISTICS``).
+        ``d``, ``|d|``, ``d**2`` and ``grad * d`` (the order of ``EDGE_STATISTICS``), or of the last
+        alone.
     unit : Tensor [N, I], float64
         For each image and input channel, ``grad * d`` summed over outputs and positions: the
         first-order effect on the outcome of removing the channel from this layer's input.
@@ -52,6 +54,7 @@ def path_effects(
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
+    statistics: str = "all",
 ) -> PathEffects:
     r"""Effect of the intervention "cut the path i -> j", for every edge of a layer at once.
 
@@ -82,17 +85,21 @@ def path_effects(
     stride, padding, dilation : int or pair of int
     groups : int
         As in :func:`torch.nn.functional.conv2d`; linear layers take the defaults only.
+    statistics : {"all", "grad_weighted"}
+        Of the edges; ``"grad_weighted"`` leaves out the first three, which saves a fifth to a half
+        of the time on the CPU. ``unit`` is the same.
 
     Returns
     -------
     PathEffects
-        ``edge [O, I / groups, 4]`` and ``unit [N, I]``, float64, on the device of ``x``. Sums,
+        ``edge [O, I / groups, 4 or 1]`` and ``unit [N, I]``, float64, on the device of ``x``. Sums,
         not means: divide by N for a mean over images. The same bits for any number of threads.
 
     Raises
     ------
     InvalidArgumentError
-        (a ``ValueError``) for a wrong dtype, shape, device, activation, or non-finite values.
+        (a ``ValueError``) for a wrong dtype, shape, device, activation or statistics, or non-finite
+        values.
 
     Notes
     -----
@@ -120,6 +127,10 @@ def path_effects(
         raise InvalidArgumentError(
             f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}"
         )
+    if statistics not in STATISTICS:
+        raise InvalidArgumentError(
+            f"statistics: expected one of {', '.join(STATISTICS)}, got {statistics!r}"
+        )
     layout = _as_convolution(x, weight, pre, grad)
     geometry = (
         _pair("stride", stride, 1),
@@ -134,7 +145,9 @@ def path_effects(
             f"(weight {list(weight.shape)}), got {stride}, {padding}, {dilation}, {groups}"
         )
     try:
-        edge, unit = torch.ops.causalprune.path_effects(*layout, activation, *geometry, groups)
+        edge, unit = torch.ops.causalprune.path_effects(
+            *layout, activation, *geometry, groups, statistics
+        )
     except ValueError as error:
         if weight.ndim == 2:
             _check_finite(x=x, weight=weight, pre=pre, grad=grad)
@@ -242,9 +255,10 @@ def _pixel_image(features: Tensor) -> Tensor:
     return features[:, :, None, None]
 
 
-def _empty_results(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _empty_results(x: Tensor, weight: Tensor, statistics: str) -> tuple[Tensor, Tensor]:
     n_outputs, inputs_per_group = weight.shape[0], weight.shape[1]
-    edge = x.new_empty((n_outputs, inputs_per_group, len(EDGE_STATISTICS)), dtype=torch.float64)
+    n_statistics = len(EDGE_STATISTICS) if statistics == "all" else 1
+    edge = x.new_empty((n_outputs, inputs_per_group, n_statistics), dtype=torch.float64)
     unit = x.new_empty((x.shape[0], x.shape[1]), dtype=torch.float64)
     return edge, unit
 
@@ -259,8 +273,9 @@ def _fake(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    statistics: str,
 ) -> tuple[Tensor, Tensor]:
-    return _empty_results(x, weight)
+    return _empty_results(x, weight, statistics)
 
 
 def _cpu(
@@ -273,8 +288,9 @@ def _cpu(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    statistics: str,
 ) -> tuple[Tensor, Tensor]:
-    edge, unit = _empty_results(x, weight)
+    edge, unit = _empty_results(x, weight, statistics)
     _native.path_effects(
         x,
         weight.contiguous(),
@@ -302,13 +318,14 @@ def _cuda(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    statistics: str,
 ) -> tuple[Tensor, Tensor]:
     if not _native.with_cuda:
         raise InvalidArgumentError(
             "x: expected a CPU tensor, got one on CUDA: this build of causalprune has no CUDA "
             "kernels (build it with nvcc on the PATH; causalprune.info() tells)"
         )
-    edge, unit = _empty_results(x, weight)
+    edge, unit = _empty_results(x, weight, "all")  # the kernel has no other
     size = _native.path_effects_cuda_workspace(x.shape[0], x.shape[1], weight.shape[0], groups)
     _native.path_effects_cuda(
         x,
@@ -324,7 +341,7 @@ def _cuda(
         dilation,
         groups,
     )
-    return edge, unit
+    return edge if statistics == "all" else edge[..., -1:].contiguous(), unit
 
 
 register_operator(

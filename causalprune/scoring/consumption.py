@@ -36,9 +36,6 @@ __all__ = [
 Effects = dict[str, Tensor]
 """Group name to per-image effects [N, n_units], float64."""
 
-GRADIENT_WEIGHTED = 3
-"""Place of the sum of grad * d among the edge statistics of the operator."""
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -362,8 +359,8 @@ def _kernel(
     on_gpu = x.device.type == "cuda" and _native.with_cuda
     device = x.device if on_gpu else torch.device("cpu")
     tensors = [t.to(device, torch.float32) for t in (x, weight, pre, grad)]
-    found = path_effects(*tensors, activation=activation, **options)
-    return found.unit.cpu(), found.edge[..., GRADIENT_WEIGHTED].cpu()
+    found = path_effects(*tensors, activation=activation, **options, statistics="grad_weighted")
+    return found.unit.cpu(), found.edge[..., 0].cpu()
 
 
 def _padded(x: Tensor, conv: nn.Conv2d) -> tuple[Tensor, dict[str, Any]]:

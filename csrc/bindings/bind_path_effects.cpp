@@ -57,7 +57,9 @@ struct Borrowed {
     p.out_width = pre.size(3);
     pre.expect_shape({p.n_images, p.n_outputs, p.out_height, p.out_width},
                      "[N, O, Ho, Wo] for the images of x and the outputs of weight");
-    edge.expect_shape({p.n_outputs, p.n_inputs / groups, kEdgeStatistics}, "[O, I / groups, 4]");
+    p.n_statistics = edge.size(2) == 1 ? 1 : kEdgeStatistics;
+    edge.expect_shape({p.n_outputs, p.n_inputs / groups, p.n_statistics},
+                      "[O, I / groups, 4 or 1]");
     unit.expect_shape({p.n_images, p.n_inputs}, "[N, I]");
     std::tie(p.stride_height, p.stride_width) = std::tuple_cat(stride);
     std::tie(p.padding_height, p.padding_width) = std::tuple_cat(padding);

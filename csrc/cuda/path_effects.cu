@@ -316,6 +316,9 @@ std::int64_t path_effects_cuda_workspace(std::int64_t n_images, std::int64_t n_i
 void path_effects_cuda(const PathEffectsProblem& p, double* workspace,
                        std::int64_t workspace_doubles, int device, void* stream) {
   check_path_geometry(p);
+  if (p.n_statistics != kEdgeStatistics) {
+    fail("edge: expected ", kEdgeStatistics, " statistics on CUDA, got ", p.n_statistics);
+  }
   const std::int64_t needed =
       path_effects_cuda_workspace(p.n_images, p.n_inputs, p.n_outputs, p.groups);
   if (workspace_doubles < needed) {

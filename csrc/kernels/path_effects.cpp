@@ -125,9 +125,12 @@ Activation activation_by_name(const char* name) {
 
 void path_effects(const PathEffectsProblem& problem, Isa isa, int threads) {
   check_path_geometry(problem);
+  if (problem.n_statistics != kEdgeStatistics && problem.n_statistics != 1) {
+    fail("edge: expected ", kEdgeStatistics, " statistics or 1, got ", problem.n_statistics);
+  }
   const std::int64_t inner = problem.n_inputs / problem.groups;
   const std::int64_t n_unit = checked_product(problem.n_images, problem.n_inputs);
-  std::fill_n(problem.edge, checked_product(problem.n_outputs, inner) * kEdgeStatistics, 0.0);
+  std::fill_n(problem.edge, checked_product(problem.n_outputs, inner) * problem.n_statistics, 0.0);
   std::fill_n(problem.unit, n_unit, 0.0);
   if (problem.n_images == 0 || problem.n_inputs == 0 || problem.n_outputs == 0 ||
       problem.height == 0 || problem.width == 0 || problem.out_height == 0 ||

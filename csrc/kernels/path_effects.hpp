@@ -57,8 +57,10 @@ struct PathEffectsProblem {
   std::int64_t pre_stride[4];
   const float* grad;
   std::int64_t grad_stride[4];
-  double* edge;  // [n_outputs, n_inputs / groups, 4]
+  double* edge;  // [n_outputs, n_inputs / groups, n_statistics]
   double* unit;  // [n_images, n_inputs]
+  // kEdgeStatistics, or 1: of an edge the last alone, sum grad d, which is all that scores read.
+  std::int64_t n_statistics = kEdgeStatistics;
 };
 
 // Throws std::invalid_argument for sizes that do not fit together.
@@ -77,6 +79,7 @@ struct PathTile {
   const float* start;      // [n_positions, blocks, 16] what c is taken from
   const float* after;      // [n_positions, blocks, 16] what d is taken from
   const float* weighting;  // [n_positions, blocks, 16] grad, or null
+  bool all_statistics;
 };
 
 // Inputs seen through a kernel of several taps.
@@ -91,7 +94,7 @@ struct PathTapsJob {
   bool dense_3x3;                  // 3x3, stride 1, dilation 1: the fast path
   std::int64_t x_pitch;
   const float* weight;  // [n_inputs, n_taps, 16]
-  float* partial;       // [n_inputs, 4, 16], added to
+  float* partial;       // [n_inputs, statistics, 16], added to
   float* unit;          // [n_inputs, 16], added to
 };
 
@@ -106,7 +109,7 @@ struct PathPointwiseJob {
   const std::uint8_t* negative;  // [n_inputs] whether any value is below zero
   const float* weight;           // [blocks, weight_block] of [n_inputs, 16]
   std::int64_t weight_block;
-  float* partial;                  // [blocks, n_inputs, 4, 16], added to
+  float* partial;                  // [blocks, n_inputs, statistics, 16], added to
   const std::int32_t* image_slot;  // [n_positions], or null when the tile is within one image
   std::int64_t unit_slot;          // elements from one image's unit to the next
   float* unit;                     // [images, n_inputs, 16], added to

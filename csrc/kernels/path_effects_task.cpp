@@ -32,7 +32,7 @@ bool Task::run(std::int64_t index) {
 }
 
 void Task::run_blocks(std::int64_t begin, std::int64_t end) {
-  const std::int64_t partial_size = (end - begin) * n_inputs * kEdgeStatistics * kLanes;
+  const std::int64_t partial_size = (end - begin) * n_inputs * p.n_statistics * kLanes;
   std::fill_n(w.partial.get(), partial_size, 0.0f);
   std::int64_t unflushed = 0;
   for (std::int64_t n = 0; n < p.n_images; n += s.tile_images) {
@@ -80,8 +80,8 @@ void Task::run_tile(std::int64_t n, std::int64_t images, std::int64_t row, std::
     }
     kernels.prepare(p.activation, positions * blocks, w.start.get(), w.after.get());
     const PathTile tile{positions, w.start.get(), w.after.get(),
-                        p.grad != nullptr ? w.weighting.get() : nullptr};
-    float* partial = w.partial.get() + (b - begin) * n_inputs * kEdgeStatistics * kLanes;
+                        p.grad != nullptr ? w.weighting.get() : nullptr, p.n_statistics > 1};
+    float* partial = w.partial.get() + (b - begin) * n_inputs * p.n_statistics * kLanes;
     if (s.pointwise) {
       run_pointwise(tile, b, blocks, partial);
     } else {
@@ -249,14 +249,14 @@ void Task::flush_unit(std::int64_t n, std::int64_t images) {
 }
 
 void Task::flush_edges(std::int64_t begin, std::int64_t end) {
-  const std::int64_t block_size = n_inputs * kEdgeStatistics * kLanes;
+  const std::int64_t block_size = n_inputs * p.n_statistics * kLanes;
   for (std::int64_t b = begin; b < end; ++b) {
     const float* partial = w.partial.get() + (b - begin) * block_size;
     const std::int64_t lanes = std::min(kLanes, s.outputs - b * kLanes);
     for (std::int64_t lane = 0; lane < lanes; ++lane) {
       const std::int64_t output = group * s.outputs + b * kLanes + lane;
-      double* edge = p.edge + (output * s.inputs + first_input) * kEdgeStatistics;
-      for (std::int64_t k = 0; k < n_inputs * kEdgeStatistics; ++k) {
+      double* edge = p.edge + (output * s.inputs + first_input) * p.n_statistics;
+      for (std::int64_t k = 0; k < n_inputs * p.n_statistics; ++k) {
         edge[k] += partial[k * kLanes + lane];
       }
     }

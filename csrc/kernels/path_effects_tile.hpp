@@ -41,24 +41,28 @@ struct Smooth {
   }
 };
 
-// The running sums of one edge block in registers.
-template <bool Weighted, bool NeedsAbs>
+// The running sums of one edge block in registers: all statistics, or the weighted sum alone.
+template <bool All, bool Weighted, bool NeedsAbs>
 struct EdgeSums {
+  static constexpr int floats = All ? 64 : 16;
   vec16f sum = zero(), absolute = zero(), square = zero(), weighted = zero();
 
   CAUSALPRUNE_INLINE void take(vec16f d, const PathTile& tile, std::int64_t at) {
-    sum = add(sum, d);
-    if constexpr (NeedsAbs) absolute = add(absolute, abs(d));
-    square = fmadd(d, d, square);
+    if constexpr (All || !Weighted) sum = add(sum, d);
+    if constexpr (All && NeedsAbs) absolute = add(absolute, abs(d));
+    if constexpr (All) square = fmadd(d, d, square);
     if constexpr (Weighted) weighted = fmadd(d, load(tile.weighting + at), weighted);
   }
 
   CAUSALPRUNE_INLINE void flush(float* partial, float* unit) const {
     const vec16f all_weighted = Weighted ? weighted : sum;
-    store(partial, add(load(partial), sum));
-    store(partial + 16, add(load(partial + 16), NeedsAbs ? absolute : abs(sum)));
-    store(partial + 32, add(load(partial + 32), square));
-    store(partial + 48, add(load(partial + 48), all_weighted));
+    if constexpr (All) {
+      store(partial, add(load(partial), sum));
+      store(partial + 16, add(load(partial + 16), NeedsAbs ? absolute : abs(sum)));
+      store(partial + 32, add(load(partial + 32), square));
+    }
+    float* last = partial + floats - 16;
+    store(last, add(load(last), all_weighted));
     if (unit != nullptr) store(unit, add(load(unit), all_weighted));
   }
 };
@@ -67,10 +71,10 @@ struct EdgeSums {
 
 // Columns output positions of one row, all taps. Taps9: the nine weights stay in registers and the
 // rows are pitch apart; otherwise taps are read from the lists.
-template <class Phi, bool Weighted, bool Taps9, int Columns>
+template <class Phi, bool All, bool Weighted, bool Taps9, int Columns>
 CAUSALPRUNE_INLINE void taps_columns(const PathTapsJob& job, const vec16f* weight9,
                                      const float* weight, const float* x, std::int64_t position,
-                                     EdgeSums<Weighted, true>& sums) {
+                                     EdgeSums<All, Weighted, true>& sums) {
   vec16f remaining[Columns];
   CAUSALPRUNE_UNROLL for (int q = 0; q < Columns; ++q) remaining[q] =
       load(job.tile.start + (position + q) * 16);
@@ -99,20 +103,21 @@ CAUSALPRUNE_INLINE void taps_columns(const PathTapsJob& job, const vec16f* weigh
 }
 
 // The last `rest` columns of a row, at most Columns, in one register tile.
-template <class Phi, bool Weighted, bool Taps9, int Columns>
+template <class Phi, bool All, bool Weighted, bool Taps9, int Columns>
 CAUSALPRUNE_INLINE void taps_rest(const PathTapsJob& job, const vec16f* weight9,
                                   const float* weight, const float* x, std::int64_t position,
-                                  std::int64_t rest, EdgeSums<Weighted, true>& sums) {
+                                  std::int64_t rest, EdgeSums<All, Weighted, true>& sums) {
   if constexpr (Columns > 0) {
     if (rest == Columns) {
-      taps_columns<Phi, Weighted, Taps9, Columns>(job, weight9, weight, x, position, sums);
+      taps_columns<Phi, All, Weighted, Taps9, Columns>(job, weight9, weight, x, position, sums);
     } else {
-      taps_rest<Phi, Weighted, Taps9, Columns - 1>(job, weight9, weight, x, position, rest, sums);
+      taps_rest<Phi, All, Weighted, Taps9, Columns - 1>(job, weight9, weight, x, position, rest,
+                                                        sums);
     }
   }
 }
 
-template <class Phi, bool Weighted, bool Taps9>
+template <class Phi, bool All, bool Weighted, bool Taps9>
 void taps(const PathTapsJob& job) {
   for (std::int64_t i = 0; i < job.n_inputs; ++i) {
     const float* weight = job.weight + i * job.n_taps * 16;
@@ -120,41 +125,46 @@ void taps(const PathTapsJob& job) {
     if constexpr (Taps9) {
       CAUSALPRUNE_UNROLL for (int tap = 0; tap < 9; ++tap) weight9[tap] = load(weight + tap * 16);
     }
-    EdgeSums<Weighted, true> sums;
+    EdgeSums<All, Weighted, true> sums;
     for (std::int64_t row = 0; row < job.rows; ++row) {
       const float* x = job.x + i * job.x_plane + row * job.x_row_step;
       const std::int64_t first = row * job.columns;
       std::int64_t column = 0;
       for (; column + Phi::columns <= job.columns; column += Phi::columns) {
-        taps_columns<Phi, Weighted, Taps9, Phi::columns>(
+        taps_columns<Phi, All, Weighted, Taps9, Phi::columns>(
             job, weight9, weight, x + column * job.x_column_step, first + column, sums);
       }
-      taps_rest<Phi, Weighted, Taps9, Phi::columns - 1>(job, weight9, weight,
-                                                        x + column * job.x_column_step,
-                                                        first + column, job.columns - column, sums);
+      taps_rest<Phi, All, Weighted, Taps9, Phi::columns - 1>(
+          job, weight9, weight, x + column * job.x_column_step, first + column,
+          job.columns - column, sums);
     }
-    sums.flush(job.partial + i * 64, job.unit + i * 16);
+    sums.flush(job.partial + i * sums.floats, job.unit + i * 16);
   }
+}
+
+template <class Phi, bool All>
+void taps_wanted(const PathTapsJob& job) {
+  const bool weighted = job.tile.weighting != nullptr;
+  if constexpr (Phi::monotone) {
+    if (job.dense_3x3) {
+      weighted ? taps<Phi, All, true, true>(job) : taps<Phi, All, false, true>(job);
+      return;
+    }
+  }
+  weighted ? taps<Phi, All, true, false>(job) : taps<Phi, All, false, false>(job);
 }
 
 template <class Phi>
 void taps_of(const PathTapsJob& job) {
-  const bool weighted = job.tile.weighting != nullptr;
-  if constexpr (Phi::monotone) {
-    if (job.dense_3x3) {
-      weighted ? taps<Phi, true, true>(job) : taps<Phi, false, true>(job);
-      return;
-    }
-  }
-  weighted ? taps<Phi, true, false>(job) : taps<Phi, false, false>(job);
+  job.tile.all_statistics ? taps_wanted<Phi, true>(job) : taps_wanted<Phi, false>(job);
 }
 
 // ---- one tap ----
 
-template <class Phi, bool Weighted, bool NeedsAbs, bool Slots, int Blocks>
+template <class Phi, bool All, bool Weighted, bool NeedsAbs, bool Slots, int Blocks>
 CAUSALPRUNE_INLINE void pointwise_input(const PathPointwiseJob& job, std::int64_t i) {
   vec16f weight[Blocks];
-  EdgeSums<Weighted, NeedsAbs> sums[Blocks];
+  EdgeSums<All, Weighted, NeedsAbs> sums[Blocks];
   CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) weight[b] =
       load(job.weight + b * job.weight_block + i * 16);
   const std::int32_t* position = job.position + i * job.list_pitch;
@@ -178,29 +188,40 @@ CAUSALPRUNE_INLINE void pointwise_input(const PathPointwiseJob& job, std::int64_
     }
   }
   CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
-    sums[b].flush(job.partial + (b * job.n_inputs + i) * 64, Slots ? nullptr : unit);
+    sums[b].flush(job.partial + (b * job.n_inputs + i) * sums[b].floats, Slots ? nullptr : unit);
   }
 }
 
-template <class Phi, bool Weighted, bool Slots, int Blocks>
+template <class Phi, bool All, bool Weighted, bool Slots, int Blocks>
 void pointwise(const PathPointwiseJob& job) {
   for (std::int64_t i = 0; i < job.n_inputs; ++i) {
     if (job.count[i] == 0) continue;
     if (Phi::monotone && !job.negative[i]) {
-      pointwise_input<Phi, Weighted, !Phi::monotone, Slots, Blocks>(job, i);
+      pointwise_input<Phi, All, Weighted, !Phi::monotone, Slots, Blocks>(job, i);
     } else {
-      pointwise_input<Phi, Weighted, true, Slots, Blocks>(job, i);
+      pointwise_input<Phi, All, Weighted, true, Slots, Blocks>(job, i);
     }
+  }
+}
+
+template <class Phi, bool All, bool Weighted, int Blocks>
+void pointwise_slots(const PathPointwiseJob& job) {
+  if (job.image_slot != nullptr) {
+    pointwise<Phi, All, Weighted, true, Blocks>(job);
+  } else {
+    pointwise<Phi, All, Weighted, false, Blocks>(job);
   }
 }
 
 template <class Phi, int Blocks>
 void pointwise_blocks(const PathPointwiseJob& job) {
   const bool weighted = job.tile.weighting != nullptr;
-  if (job.image_slot != nullptr) {
-    weighted ? pointwise<Phi, true, true, Blocks>(job) : pointwise<Phi, false, true, Blocks>(job);
+  if (job.tile.all_statistics) {
+    weighted ? pointwise_slots<Phi, true, true, Blocks>(job)
+             : pointwise_slots<Phi, true, false, Blocks>(job);
   } else {
-    weighted ? pointwise<Phi, true, false, Blocks>(job) : pointwise<Phi, false, false, Blocks>(job);
+    weighted ? pointwise_slots<Phi, false, true, Blocks>(job)
+             : pointwise_slots<Phi, false, false, Blocks>(job);
   }
 }
 

@@ -223,15 +223,16 @@ struct Inputs {
 struct Results {
   std::vector<double> edge, unit;
 
-  explicit Results(const Layer& l)
-      : edge(static_cast<std::size_t>(l.outputs * (l.inputs / l.groups) * 4), -1.0),
+  explicit Results(const Layer& l, std::int64_t n_statistics = 4)
+      : edge(static_cast<std::size_t>(l.outputs * (l.inputs / l.groups) * n_statistics), -1.0),
         unit(static_cast<std::size_t>(l.images * l.inputs), -1.0) {}
 };
 
-inline Results run(const Inputs& inputs, Activation activation, bool weighted, Isa isa,
-                   int threads) {
-  Results results(inputs.layer);
+inline Results run(const Inputs& inputs, Activation activation, bool weighted, Isa isa, int threads,
+                   std::int64_t n_statistics = 4) {
+  Results results(inputs.layer, n_statistics);
   PathEffectsProblem p = inputs.problem(activation, weighted);
+  p.n_statistics = n_statistics;
   p.edge = results.edge.data();
   p.unit = results.unit.data();
   causalprune::path_effects(p, isa, threads);

@@ -33,6 +33,17 @@ void check(bool holds, const std::string& what) {
   ++(holds ? passed : failed);
 }
 
+bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
+}
+
+// The statistic that is to be had alone: the last of four, to the bit, and the same units.
+bool alone(const Results& all, const Results& one) {
+  std::vector<double> last;
+  for (std::size_t k = 3; k < all.edge.size(); k += 4) last.push_back(all.edge[k]);
+  return same_bits(last, one.edge) && same_bits(all.unit, one.unit);
+}
+
 void check_layers() {
   unsigned seed = 1;
   for (const Layer& layer : kLayers) {
@@ -45,7 +56,8 @@ void check_layers() {
           const Results got = run(inputs, kActivations[a], weighted, isa, 1);
           std::string where;
           const bool holds = near(got.edge, want.value.edge, want.scale.edge, 4, where) &&
-                             near(got.unit, want.value.unit, want.scale.unit, 1, where);
+                             near(got.unit, want.value.unit, want.scale.unit, 1, where) &&
+                             alone(got, run(inputs, kActivations[a], weighted, isa, 1, 1));
           check(holds, std::string(causalprune::isa_name(isa)) + ": " + layer.name + ", " +
                            kActivationNames[a] + (weighted ? ", grad" : "") + where);
         }
@@ -55,10 +67,6 @@ void check_layers() {
 }
 
 // ---- the same bits for any number of threads --------------------------------------------------
-
-bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
-}
 
 // Each is more than 2^20 multiply-adds, below which no thread is started.
 const Layer kThreadedLayers[] = {
@@ -124,6 +132,8 @@ void check_geometry_refused() {
   };
   constexpr std::int64_t kHuge = std::int64_t{1} << 62;
   check_refused("no group", {"groups", "0"}, with([](auto& p) { p.groups = 0; }));
+  check_refused("two statistics", {"edge", "4 statistics or 1", "2"},
+                with([](auto& p) { p.n_statistics = 2; }));
   check_refused("groups divide neither", {"groups", "5"}, with([](auto& p) { p.groups = 5; }));
   check_refused("groups divide the inputs alone", {"groups", "4"},
                 with([](auto& p) { p.groups = 4; }));

@@ -209,6 +209,11 @@ def test_unknown_activation_lists_the_known(activation: Any) -> None:
     refused("activation", *known, **conv_inputs(), activation=activation)
 
 
+@pytest.mark.parametrize("statistics", ["grad", "", None, 4, ["all"]])
+def test_unknown_statistics_list_the_known(statistics: Any) -> None:
+    refused("statistics", "all", "grad_weighted", **conv_inputs(), statistics=statistics)
+
+
 @pytest.mark.parametrize("groups", [4, 5, 7, 0, -1, 2.0, "2", None, 2**70])
 def test_groups(groups: Any) -> None:
     tensors = conv_inputs()

@@ -87,9 +87,10 @@ def operator_arguments(layer: str) -> tuple[Any, ...]:
     return (*tensors.values(), "relu", *tail)
 
 
+@pytest.mark.parametrize("statistics", ["all", "grad_weighted"])
 @pytest.mark.parametrize("layer", ["15 to 33, 1x1", "3x1", "dilation 2x3", "4 groups"])
-def test_opcheck(layer: str) -> None:
-    x, weight, pre, grad, *rest = operator_arguments(layer)
+def test_opcheck(layer: str, statistics: str) -> None:
+    x, weight, pre, grad, *rest = (*operator_arguments(layer), statistics)
     operator = torch.ops.causalprune.path_effects.default
     torch.library.opcheck(operator, (x, weight, pre, grad, *rest))
     torch.library.opcheck(operator, (strided(x, "channels_last"), weight, pre, None, *rest))
@@ -111,6 +112,18 @@ def test_fake_and_meta_tensors_carry_shape_dtype_and_device() -> None:
         assert got.edge.shape == (8, 3, 4) and got.unit.shape == (5, 12)
         assert got.edge.dtype == got.unit.dtype == torch.float64
         assert got.edge.is_contiguous() and got.unit.is_contiguous()
+
+
+def test_fake_tensors_of_one_statistic() -> None:
+    with FakeTensorMode():
+        fake = path_effects(
+            torch.empty(5, 12, 9, 9),
+            torch.empty(8, 3, 3, 3),
+            torch.empty(5, 8, 7, 7),
+            groups=4,
+            statistics="grad_weighted",
+        )
+    assert fake.edge.shape == (8, 3, 1) and fake.unit.shape == (5, 12)
 
 
 class Scored(nn.Module):
