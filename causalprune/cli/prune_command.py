@@ -178,8 +178,8 @@ def prune(
         original = model_from(network, weights, n_classes=classes, seed=seed).to(device_of(device))
         original.eval()
         example = example_image(original, parts, plan, shape or source.input_shape)
+        how = {"compensation": compensation, "refit_layers": refit_layers}
         if plan is not None:
-            how = {"compensation": compensation, "refit_layers": refit_layers}
             pruned = _applied(original, plan, parts, {**how, "batch_size": batch_size})
         else:
             settings = {
@@ -187,8 +187,7 @@ def prune(
                 **chosen,
                 **tolerance_of(chosen, guarded, held_out),
                 **training_of(retrain, parts, seed),
-                "compensation": compensation,
-                "refit_layers": refit_layers,
+                **how,
                 "batch_size": batch_size,
                 "seed": seed,
             }
@@ -198,7 +197,7 @@ def prune(
             original, pruned.model, example, parts.test if parts else None, batch_size=batch_size
         )
         asked = {"network": source.name, "weights": weights, "data": data, "seed": seed}
-        _write(out, pruned, compared, {**asked, "compensation": compensation})
+        _write(out, pruned, compared, {**asked, **how})
     _print(out, pruned.plan, compared)
     if not pruned.plan.reached:
         stopped = pruned.trace.stopped if pruned.trace is not None else ""

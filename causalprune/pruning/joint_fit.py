@@ -94,7 +94,7 @@ def solve(
     ridge : float
         Relative to what the changes move.
     n_iterations : int
-        Of conjugate gradients; each is about three passes through the layers.
+        Of conjugate gradients; each is about five passes through the layers.
     flat_below : float or None
         Below it the activation behind is 0; None: it is so nowhere.
     """
