@@ -176,26 +176,35 @@ def test_chains_of_layers_are_fitted_pair_by_pair() -> None:
 # ---- what it is for ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "make", [_Gated, _ChannelsLast, networks.residual, networks.depthwise, networks.vgg]
-)
-def test_pairs_come_closer_on_new_images(make: Callable[[], nn.Module]) -> None:
-    """Half of every group gone, on average over draws: subsets of units are not the best."""
-    errors: dict[str, float] = {"all": 0.0, "pairs": 0.0}
-    for _ in range(3):
-        model = make().eval()
-        x = torch.randn(400, 3, 5, 5) if make in (_Gated, _ChannelsLast) else networks.images(400)
-        graph = capture(model, x[:1])
-        remove = {g.name: tuple(range(g.n_units // 2)) for g in graph.removable if g.n_units > 1}
-        state = copy.deepcopy(model.state_dict())
-        for layers in errors:
-            small = _shrunk(
-                model, x[:300], remove, compensation="refit", data=x[:300], refit_layers=layers
-            )
-            with torch.no_grad():
-                errors[layers] += float((small(x[300:]) - model(x[300:])).square().sum())
-        assert all(torch.equal(state[name], t) for name, t in model.state_dict().items())
-    assert errors["pairs"] < errors["all"]
+def _gain(make: Callable[[], nn.Module]) -> float:
+    """Squared error on new images with half of every group gone: in pairs, over one by one."""
+    model = make().eval()
+    x = (
+        torch.randn(400, 3, 5, 5)
+        if make in (_Gated, _ChannelsLast)
+        else torch.randn(400, 1, 16, 16)
+    )
+    state = copy.deepcopy(model.state_dict())
+    remove = {
+        group.name: tuple(sorted(torch.randperm(group.n_units)[: group.n_units // 2].tolist()))
+        for group in capture(model, x[:1]).removable
+    }
+    errors = []
+    for layers in ("pairs", "all"):
+        how: dict[str, Any] = {"compensation": "refit", "data": x[:300], "refit_layers": layers}
+        small = _shrunk(model, x[:300], remove, **how)
+        with torch.no_grad():
+            errors.append(float((small(x[300:]) - model(x[300:])).square().sum()))
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    return errors[0] / errors[1]
+
+
+def test_pairs_come_closer_on_new_images() -> None:
+    """Subsets of units are not the best that so many units can do."""
+    networks_made = (_Gated, _ChannelsLast, networks.residual, networks.depthwise, networks.vgg)
+    gains = torch.tensor([_gain(make) for make in networks_made for _ in range(3)])
+    assert gains.log().mean().exp() < 0.95, gains
+    assert gains.max() < 1.5, gains  # a step that does not help on images kept aside is not taken
 
 
 def test_few_images_do_no_harm() -> None:
