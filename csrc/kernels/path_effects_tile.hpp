@@ -171,20 +171,32 @@ CAUSALPRUNE_INLINE void pointwise_input(const PathPointwiseJob& job, std::int64_
   const float* value = job.value + i * job.list_pitch;
   float* unit = job.unit + i * 16;
   const std::int32_t count = job.count[i];
-  for (std::int32_t entry = 0; entry < count; ++entry) {
-    const std::int64_t at = static_cast<std::int64_t>(position[entry]) * (Blocks * 16);
-    const vec16f x = broadcast(value[entry]);
-    CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
-      const std::int64_t block = at + b * 16;
-      const vec16f remaining = fnmadd(weight[b], x, load(job.tile.start + block));
-      const vec16f d = Phi::change(remaining, load(job.tile.after + block));
-      sums[b].take(d, job.tile, block);
-      if constexpr (Slots) {
-        float* slot = unit + job.image_slot[position[entry]] * job.unit_slot;
-        vec16f weighted = d;
-        if constexpr (Weighted) weighted = mul(d, load(job.tile.weighting + block));
-        store(slot, add(load(slot), weighted));
+  for (std::int32_t entry = 0; entry < count;) {
+    // Entries ascend, so those of one image follow each other: its sum stays in registers.
+    const std::int32_t image = Slots ? job.image_slot[position[entry]] : 0;
+    vec16f of_image[Blocks];
+    CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) of_image[b] = zero();
+    do {
+      const std::int64_t at = static_cast<std::int64_t>(position[entry]) * (Blocks * 16);
+      const vec16f x = broadcast(value[entry]);
+      CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
+        const std::int64_t block = at + b * 16;
+        const vec16f remaining = fnmadd(weight[b], x, load(job.tile.start + block));
+        const vec16f d = Phi::change(remaining, load(job.tile.after + block));
+        sums[b].take(d, job.tile, block);
+        if constexpr (Slots && Weighted) {
+          of_image[b] = fmadd(d, load(job.tile.weighting + block), of_image[b]);
+        } else if constexpr (Slots) {
+          of_image[b] = add(of_image[b], d);
+        }
       }
+      ++entry;
+    } while (entry < count && (!Slots || job.image_slot[position[entry]] == image));
+    if constexpr (Slots) {
+      float* slot = unit + image * job.unit_slot;
+      CAUSALPRUNE_UNROLL for (int b = 1; b < Blocks; ++b) of_image[0] =
+          add(of_image[0], of_image[b]);
+      store(slot, add(load(slot), of_image[0]));
     }
   }
   CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
