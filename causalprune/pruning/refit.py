@@ -85,7 +85,7 @@ def refit(
         ``"consumers"``: layers that read removed units. ``"all"``: also every convolution, linear
         layer and attention output projection behind them, the classifier included. ``"pairs"``:
         also, before its consumer, the layer that makes the units which stay, both together; see
-        below. About ten times as long.
+        below. Takes several times as long.
     max_images : int, optional
         Use the first `max_images` images only.
     batch_size : int
@@ -175,13 +175,16 @@ def refit_in_place(
         readers = readers_of(before, after, graph, remove, layers)
         pairs = pairs_of(after, readers, graph, remove) if layers == "pairs" else {}
         run = Run(before, after, readers, images, max_cache_bytes, in_parts=bool(pairs))
-        inside = {reader.layer for pair in pairs.values() for reader in pair.layers[1:-1]}
-        fits = []
+        fits: list[LayerFit] = []
+        settled: set[str] = set()  # changed with a pair, away from what the original computes there
         for index, reader in enumerate(readers):
-            if reader.layer not in inside:
+            if reader.layer not in settled:
                 fits.append(run.refit(index, float(ridge)))
             if reader.layer in pairs:
-                fits += run.refit_pair(pairs[reader.layer], float(ridge))
+                consumer, *steps = run.refit_pair(pairs[reader.layer], float(ridge))
+                fits += [consumer, *steps]
+                if steps:
+                    settled |= {inner.layer for inner in pairs[reader.layer].layers[1:-1]}
         return tuple(fits)
 
 

@@ -96,7 +96,8 @@ class Run:
     def refit_pair(self, pair: Pair, ridge: float) -> list[LayerFit]:
         """Change all layers of a pair; the ones before it are done.
 
-        The figures of its own steps are about the parts of the images that they are checked on.
+        Returns the fit of the consumer alone, which comes first, and every step that was taken;
+        the figures of these are about the parts of the images that they are checked on.
         """
         last = next(k for k, each in enumerate(self._readers) if each is pair.consumer)
         fits = [self.refit(last, ridge, stay=True)]

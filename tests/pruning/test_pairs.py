@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from causalprune.graph import capture
-from causalprune.pruning import apply, plan
+from causalprune.pruning import apply, plan, refit_run
 from causalprune.pruning.joint_fit import Part, error_of, scaled, solve
 from causalprune.pruning.pairs import Pair, pairs_of
 from causalprune.pruning.readers import readers_of, traced_of
+from causalprune.pruning.refit import refit_in_place
 from causalprune.scoring import score
 
 
@@ -205,6 +207,26 @@ def test_pairs_come_closer_on_new_images() -> None:
     gains = torch.tensor([_gain(make) for make in networks_made for _ in range(3)])
     assert gains.log().mean().exp() < 0.95, gains
     assert gains.max() < 1.5, gains  # a step that does not help on images kept aside is not taken
+
+
+def test_layers_between_are_fitted_alone_where_no_step_helps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, x, remove = _Gated().eval(), torch.randn(64, 3, 5, 5), {"expand": (1, 5)}
+    graph = capture(model, x[:1])
+
+    def fitted() -> set[str]:
+        small = _shrunk(model, x, remove)
+        fits = refit_in_place(model, small, graph, x, remove=remove, layers="pairs")
+        return {fit.layer for fit in fits}
+
+    between = {"deep", "squeeze", "excite"}
+    errors = itertools.count(0, -1)
+    with monkeypatch.context() as patch:  # every step helps
+        patch.setattr(refit_run, "error_of", lambda *arguments: float(next(errors)))
+        assert not between & fitted()
+    monkeypatch.setattr(refit_run, "STEPS", ())
+    assert between <= fitted()
 
 
 def test_few_images_do_no_harm() -> None:
