@@ -1,5 +1,6 @@
 // path_effects without Python in the loop: one line of CSV for each shape and instruction set.
-// Usage: bench_path_effects [isa] [shape name]; one thread, CPU time, best of several runs.
+// Usage: bench_path_effects [isa] [shape name] [4 or 1]; one thread, CPU time, best of several
+// runs. 4: all statistics of an edge, 1: the gradient-weighted sum alone.
 
 #include <cstdio>
 #include <random>
@@ -48,7 +49,7 @@ void set_strides(std::int64_t (&stride)[4], std::int64_t channels, std::int64_t 
   stride[0] = channels * size * size;
 }
 
-void run(const Shape& shape, causalprune::Isa isa) {
+void run(const Shape& shape, causalprune::Isa isa, int statistics) {
   std::mt19937 random(7);
   const std::int64_t area = shape.size * shape.size;
   const auto x = normal(shape.images * shape.inputs * area, 1.0f, true, random);
@@ -68,6 +69,7 @@ void run(const Shape& shape, causalprune::Isa isa) {
   p.stride_height = p.stride_width = p.dilation_height = p.dilation_width = p.groups = 1;
   p.padding_height = p.padding_width = shape.kernel / 2;
   p.activation = causalprune::Activation::relu;
+  p.n_statistics = statistics;
   p.x = x.data();
   p.weight = weight.data();
   p.pre = pre.data();
@@ -88,20 +90,23 @@ void run(const Shape& shape, causalprune::Isa isa) {
   }
   const double flop = 2.0 * static_cast<double>(shape.images * shape.inputs * shape.outputs * area *
                                                 shape.kernel * shape.kernel);
-  std::printf("%s,%s,%.3f,%.1f\n", shape.name, causalprune::isa_name(isa), best * 1e3,
-              flop / best * 1e-9);
+  std::printf("%s,%d,%s,%.3f,%.1f\n", shape.name, statistics, causalprune::isa_name(isa),
+              best * 1e3, flop / best * 1e-9);
   std::fflush(stdout);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::printf("shape,isa,ms,convolution_gflop_per_s\n");
+  std::printf("shape,statistics,isa,ms,convolution_gflop_per_s\n");
   for (const causalprune::Isa isa : causalprune::available_isas()) {
     if (argc > 1 && std::string(argv[1]) != causalprune::isa_name(isa)) continue;
     for (const Shape& shape : kShapes) {
       if (argc > 2 && std::string(argv[2]) != shape.name) continue;
-      run(shape, isa);
+      for (const int statistics : {causalprune::kEdgeStatistics, 1}) {
+        if (argc > 3 && std::to_string(statistics) != argv[3]) continue;
+        run(shape, isa, statistics);
+      }
     }
   }
   return 0;

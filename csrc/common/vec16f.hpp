@@ -40,10 +40,12 @@ inline constexpr int kLanes = 16;
 
 #if defined(CAUSALPRUNE_ISA_AVX512)
 
-// Columns a register tile holds, and output blocks a pointwise tile holds: as many as the register
-// file feeds without spilling.
+// What a register tile holds, as much as the register file feeds without spilling: columns, output
+// blocks of a pointwise tile and of a 3x3 tile, inputs of a dense pointwise tile.
 inline constexpr int kColumns = 8;
 inline constexpr int kPointwiseBlocks = 2;
+inline constexpr int kTapBlocks = 2;
+inline constexpr int kDenseInputs = 8;
 
 struct vec16f {
   __m512 v;
@@ -110,6 +112,8 @@ CAUSALPRUNE_INLINE void transpose(vec16f (&a)[16]) {
 
 inline constexpr int kColumns = 4;
 inline constexpr int kPointwiseBlocks = 1;
+inline constexpr int kTapBlocks = 1;
+inline constexpr int kDenseInputs = 2;
 
 struct vec16f {
   __m256 lo, hi;
@@ -170,6 +174,8 @@ CAUSALPRUNE_INLINE vec16f pow2(vec16f n) {
 #if defined(CAUSALPRUNE_ISA_NEON)
 inline constexpr int kColumns = 4;
 inline constexpr int kPointwiseBlocks = 1;
+inline constexpr int kTapBlocks = 1;
+inline constexpr int kDenseInputs = 2;
 inline constexpr int kParts = 4;
 using part = float32x4_t;
 CAUSALPRUNE_INLINE part part_load(const float* p) { return vld1q_f32(p); }
@@ -191,6 +197,8 @@ CAUSALPRUNE_INLINE part part_pow2(part n) {
 #else
 inline constexpr int kColumns = 1;
 inline constexpr int kPointwiseBlocks = 1;
+inline constexpr int kTapBlocks = 1;
+inline constexpr int kDenseInputs = 1;
 inline constexpr int kParts = 16;
 using part = float;
 CAUSALPRUNE_INLINE part part_load(const float* p) { return *p; }

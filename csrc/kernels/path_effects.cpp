@@ -19,21 +19,6 @@ namespace causalprune {
 
 namespace {
 
-const PathKernels& kernels_of(Isa isa) {
-  switch (isa) {
-#if defined(CAUSALPRUNE_HAS_AVX2)
-    case Isa::avx2: return kPathKernelsAvx2;
-#endif
-#if defined(CAUSALPRUNE_HAS_AVX512)
-    case Isa::avx512: return kPathKernelsAvx512;
-#endif
-#if defined(CAUSALPRUNE_HAS_NEON)
-    case Isa::neon: return kPathKernelsNeon;
-#endif
-    default: return kPathKernelsScalar;
-  }
-}
-
 void fail_if_not_finite(const char* name, const float* data, const std::int64_t (&size)[4],
                         const std::int64_t (&stride)[4]) {
   for (std::int64_t a = 0; a < size[0]; ++a) {
@@ -81,6 +66,21 @@ AlignedArray<float> pack_weight(const PathEffectsProblem& p, const Split& s,
 }
 
 }  // namespace
+
+const PathKernels& path_kernels(Isa isa) {
+  switch (isa) {
+#if defined(CAUSALPRUNE_HAS_AVX2)
+    case Isa::avx2: return kPathKernelsAvx2;
+#endif
+#if defined(CAUSALPRUNE_HAS_AVX512)
+    case Isa::avx512: return kPathKernelsAvx512;
+#endif
+#if defined(CAUSALPRUNE_HAS_NEON)
+    case Isa::neon: return kPathKernelsNeon;
+#endif
+    default: return kPathKernelsScalar;
+  }
+}
 
 void check_path_geometry(const PathEffectsProblem& p) {
   if (p.groups < 1) fail("groups: expected at least 1, got ", p.groups);
@@ -138,7 +138,7 @@ void path_effects(const PathEffectsProblem& problem, Isa isa, int threads) {
     return;
   }
   const PathEffectsProblem p = with_rows_joined(problem);
-  const PathKernels& kernels = kernels_of(isa);
+  const PathKernels& kernels = path_kernels(isa);
   const Split s = split_of(p, kernels, std::max(threads, 1));
   const AlignedArray<float> packed = pack_weight(p, s, kernels);
   AlignedArray<double> extra_units;

@@ -10,7 +10,9 @@
 // Layout. The sixteen lanes are output channels, the input value is a broadcast scalar. So any
 // batch size, kernel size, stride and dilation runs on the same loop, per-edge sums need no
 // reduction across lanes, and in 1x1 and linear layers an input that is exactly zero (half of them
-// behind a ReLU) is skipped: its d is zero for every output.
+// behind a ReLU) is skipped: its d is zero for every output. Where a group of sixteen inputs has
+// few zeros, several inputs share what a position loads instead. 3x3 layers of stride 1 take two
+// blocks of outputs at a time, which share the input's broadcasts.
 //
 // Accumulators. float32 inside a tile and over at most kFlushPositions positions, then float64.
 // Tolerance against a float64 oracle: 1e-5 of the edge's own sum of |d| (of |grad d|, of d^2) plus
@@ -37,6 +39,11 @@ enum class Activation : int { identity, relu, gelu, silu, hardswish };
 
 // Throws std::invalid_argument that lists the known names.
 Activation activation_by_name(const char* name);
+
+// Whether an effect costs next to nothing beside its multiplications.
+inline bool is_piecewise_linear(Activation activation) {
+  return activation == Activation::identity || activation == Activation::relu;
+}
 
 inline constexpr int kEdgeStatistics = 4;
 
@@ -85,6 +92,7 @@ struct PathTile {
 // Inputs seen through a kernel of several taps.
 struct PathTapsJob {
   PathTile tile;
+  std::int64_t blocks;               // output blocks in the tile: 1, or kTapBlocks if dense_3x3
   std::int64_t rows, columns;        // tile positions = rows * columns
   const float* x;                    // [n_inputs, x_rows, x_pitch]
   std::int64_t x_plane, x_row_step;  // elements to the next channel, to the next output row
@@ -93,26 +101,31 @@ struct PathTapsJob {
   const std::int64_t* tap_offset;  // [n_taps] elements from the first tap
   bool dense_3x3;                  // 3x3, stride 1, dilation 1: the fast path
   std::int64_t x_pitch;
-  const float* weight;  // [n_inputs, n_taps, 16]
-  float* partial;       // [n_inputs, statistics, 16], added to
-  float* unit;          // [n_inputs, 16], added to
+  const float* weight;  // [blocks, weight_block] of [n_inputs, n_taps, 16]
+  std::int64_t weight_block;
+  float* partial;  // [blocks, n_inputs, statistics, 16], added to
+  float* unit;     // [n_inputs, 16], added to
 };
 
-// Inputs of a 1x1 kernel, as lists of what is not zero.
+// Inputs of a 1x1 kernel: lists of what is not zero and, for groups of sixteen inputs with few
+// zeros, all values. Both ways give the same bits: what is zero changes nothing.
 struct PathPointwiseJob {
   PathTile tile;
-  std::int64_t blocks;  // output blocks in the tile: 1 or kPointwiseBlocks
+  std::int64_t blocks;           // output blocks in the tile: 1 or kPointwiseBlocks
+  std::int64_t image_positions;  // positions of one image, which follow each other
   std::int64_t n_inputs, list_pitch;
-  const std::int32_t* position;  // [n_inputs, list_pitch]
-  const float* value;            // [n_inputs, list_pitch]
-  const std::int32_t* count;     // [n_inputs]
-  const std::uint8_t* negative;  // [n_inputs] whether any value is below zero
-  const float* weight;           // [blocks, weight_block] of [n_inputs, 16]
+  const std::int32_t* position;          // [n_inputs, list_pitch]
+  const float* value;                    // [n_inputs, list_pitch]
+  const std::int32_t* count;             // [n_inputs]
+  const std::uint8_t* negative;          // [groups of 16] whether any value is below zero
+  const std::uint8_t* dense_group_used;  // [groups of 16] whether it is in `dense`
+  const float* dense;                    // [groups of 16, dense_group] of [n_positions, 16]
+  std::int64_t dense_group;
+  const float* weight;  // [blocks, weight_block] of [n_inputs, 16]
   std::int64_t weight_block;
-  float* partial;                  // [blocks, n_inputs, statistics, 16], added to
-  const std::int32_t* image_slot;  // [n_positions], or null when the tile is within one image
-  std::int64_t unit_slot;          // elements from one image's unit to the next
-  float* unit;                     // [images, n_inputs, 16], added to
+  float* partial;          // [blocks, n_inputs, statistics, 16], added to
+  std::int64_t unit_slot;  // elements from one image's unit to the next
+  float* unit;             // [images, n_inputs, 16], added to
 };
 
 // Appends what is not zero in a run of n inputs of every channel to that channel's list.
@@ -125,15 +138,17 @@ struct PathListJob {
   std::int32_t* position;   // [n_inputs, list_pitch]
   float* value;             // [n_inputs, list_pitch]
   std::int32_t* count;      // [n_inputs], added to
-  std::uint8_t* negative;   // [n_inputs], set where a value is below zero
+  std::uint8_t* negative;   // [groups of 16 inputs], set where a value is below zero
 };
 
 struct PathKernels {
-  int pointwise_blocks;
+  int pointwise_blocks, tap_blocks;  // output blocks of a tile
   // Sixteen channels of pre, grad or weight (missing ones zero), [lanes, n] to [n, to_step]. Tells
   // whether all values were finite.
   bool (*gather)(const float* from, std::int64_t channel_step, int lanes, std::int64_t n, float* to,
                  std::int64_t to_step);
+  // Copies n values; tells whether all were finite.
+  bool (*copy_row)(const float* from, std::int64_t n, float* to);
   // Tells whether all inputs were finite.
   bool (*list_nonzero)(const PathListJob& job);
   // From pre (and grad) to start and after, sixteen channels at a time, in place.
@@ -146,5 +161,8 @@ extern const PathKernels kPathKernelsScalar;
 extern const PathKernels kPathKernelsAvx2;
 extern const PathKernels kPathKernelsAvx512;
 extern const PathKernels kPathKernelsNeon;
+
+// Those of an instruction set that this library holds.
+const PathKernels& path_kernels(Isa isa);
 
 }  // namespace causalprune

@@ -3,12 +3,16 @@
 #include <algorithm>
 
 #include "common/error.hpp"
+#include "kernels/path_effects_density.hpp"
 
 namespace causalprune {
 
 namespace {
 
-constexpr std::int64_t kTileBytes = 24 * 1024;  // prepared tile in a 32 KiB L1 cache
+// Of a prepared tile: within a 32 KiB L1 cache where three loads meet one weight; where they meet
+// nine, the L2 cache keeps up, and more positions share what an input costs.
+constexpr std::int64_t kPointwiseTileBytes = 24 * 1024;
+constexpr std::int64_t kTapsTileBytes = 44 * 1024;
 constexpr std::int64_t kMaxColumns = 64;
 constexpr std::int64_t kFlushPositions = 2048;       // float32 sums stay this short
 constexpr std::int64_t kPartialBytes = 1024 * 1024;  // running sums of a task within the L2 cache
@@ -39,6 +43,11 @@ PathEffectsProblem with_rows_joined(PathEffectsProblem p) {
   return p;
 }
 
+bool is_dense_3x3(const PathEffectsProblem& p) {
+  return p.kernel_height == 3 && p.kernel_width == 3 && p.stride_height == 1 &&
+         p.stride_width == 1 && p.dilation_height == 1 && p.dilation_width == 1;
+}
+
 Split split_of(const PathEffectsProblem& p, const PathKernels& kernels, std::int64_t threads) {
   Split s{};
   s.inputs = p.n_inputs / p.groups;
@@ -46,10 +55,18 @@ Split split_of(const PathEffectsProblem& p, const PathKernels& kernels, std::int
   s.blocks = ceil_div(s.outputs, kLanes);
   s.taps = p.kernel_height * p.kernel_width;
   s.pointwise = s.taps == 1;
-  s.tile_blocks = s.pointwise ? kernels.pointwise_blocks : 1;
+  s.tile_blocks = 1;
+  if (s.pointwise) {
+    s.tile_blocks = kernels.pointwise_blocks;
+    s.dense_from = dense_from(kernels, p.activation);
+  } else if (is_dense_3x3(p) && is_piecewise_linear(p.activation)) {
+    s.tile_blocks = kernels.tap_blocks;
+  }
+  if (s.blocks < s.tile_blocks) s.tile_blocks = 1;
 
   const std::int64_t positions = p.out_height * p.out_width;
-  const std::int64_t fit = kTileBytes / (3 * kLanes * 4 * s.tile_blocks);
+  const std::int64_t fit =
+      (s.pointwise ? kPointwiseTileBytes : kTapsTileBytes) / (3 * kLanes * 4 * s.tile_blocks);
   const std::int64_t wide = std::min(fit, kMaxColumns);
   s.tile_columns = ceil_div(p.out_width, ceil_div(p.out_width, wide));
   const std::int64_t rows = std::clamp<std::int64_t>(fit / s.tile_columns, 1, p.out_height);

@@ -27,7 +27,11 @@ struct Split {
   std::int64_t flush_images;
   std::int64_t blocks_at_once;  // output blocks whose running sums a task keeps at a time
   int tile_blocks;              // output blocks prepared together
+  double dense_from;            // see path_effects_density.hpp
 };
+
+// 3x3, stride 1, dilation 1: the layers with a fast path of their own.
+bool is_dense_3x3(const PathEffectsProblem& problem);
 
 Split split_of(const PathEffectsProblem& problem, const PathKernels& kernels, std::int64_t threads);
 
@@ -35,5 +39,8 @@ Split split_of(const PathEffectsProblem& problem, const PathKernels& kernels, st
 inline std::int64_t list_pitch(const Split& s) {
   return ceil_div(s.tile_positions, kLanes) * kLanes + kLanes;
 }
+
+// Of sixteen inputs: those of a task that a dense pointwise tile can take.
+inline std::int64_t input_groups(const Split& s) { return ceil_div(s.input_chunk, kLanes); }
 
 }  // namespace causalprune

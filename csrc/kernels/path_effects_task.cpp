@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 namespace causalprune {
 
@@ -66,7 +67,10 @@ void Task::run_tile(std::int64_t n, std::int64_t images, std::int64_t row, std::
   } else {
     copy_inputs(n, images, row, column, rows, columns);
   }
-  if (s.pointwise) list_nonzero(images, rows, columns, source);
+  if (s.pointwise) {
+    list_nonzero(images, rows, columns, source);
+    pack_dense(images, rows, columns, source);
+  }
   for (std::int64_t b = begin; b < end;) {
     const std::int64_t blocks =
         std::min<std::int64_t>(s.tile_blocks, end - b) == s.tile_blocks ? s.tile_blocks : 1;
@@ -83,9 +87,9 @@ void Task::run_tile(std::int64_t n, std::int64_t images, std::int64_t row, std::
                         p.grad != nullptr ? w.weighting.get() : nullptr, p.n_statistics > 1};
     float* partial = w.partial.get() + (b - begin) * n_inputs * p.n_statistics * kLanes;
     if (s.pointwise) {
-      run_pointwise(tile, b, blocks, partial);
+      run_pointwise(tile, images, b, blocks, partial);
     } else {
-      run_taps(tile, b, rows, columns, partial);
+      run_taps(tile, b, blocks, rows, columns, partial);
     }
     b += blocks;
   }
@@ -95,10 +99,11 @@ const float* Task::weight_of(std::int64_t block) const {
   return packed_weight + ((group * s.blocks + block) * s.inputs + first_input) * s.taps * kLanes;
 }
 
-void Task::run_taps(const PathTile& tile, std::int64_t block, std::int64_t rows,
-                    std::int64_t columns, float* partial) {
+void Task::run_taps(const PathTile& tile, std::int64_t block, std::int64_t blocks,
+                    std::int64_t rows, std::int64_t columns, float* partial) {
   PathTapsJob job{};
   job.tile = tile;
+  job.blocks = blocks;
   job.rows = rows;
   job.columns = columns;
   job.x = w.x.get();
@@ -109,29 +114,32 @@ void Task::run_taps(const PathTile& tile, std::int64_t block, std::int64_t rows,
   job.n_inputs = n_inputs;
   job.n_taps = s.taps;
   job.tap_offset = w.tap_offset.data();
-  job.dense_3x3 = p.kernel_height == 3 && p.kernel_width == 3 && p.stride_height == 1 &&
-                  p.stride_width == 1 && p.dilation_height == 1 && p.dilation_width == 1;
+  job.dense_3x3 = is_dense_3x3(p);
   job.weight = weight_of(block);
+  job.weight_block = s.inputs * s.taps * kLanes;
   job.partial = partial;
   job.unit = w.unit.get();
   kernels.taps(p.activation, job);
 }
 
-void Task::run_pointwise(const PathTile& tile, std::int64_t block, std::int64_t blocks,
-                         float* partial) {
+void Task::run_pointwise(const PathTile& tile, std::int64_t images, std::int64_t block,
+                         std::int64_t blocks, float* partial) {
   PathPointwiseJob job{};
   job.tile = tile;
   job.blocks = blocks;
+  job.image_positions = tile.n_positions / images;
   job.n_inputs = n_inputs;
   job.list_pitch = list_pitch(s);
   job.position = w.position.get();
   job.value = w.value.get();
   job.count = w.count.get();
   job.negative = w.negative.get();
+  job.dense_group_used = w.dense_group_used.get();
+  job.dense = w.dense.get();
+  job.dense_group = s.tile_positions * kLanes;
   job.weight = weight_of(block);
   job.weight_block = s.inputs * kLanes;
   job.partial = partial;
-  job.image_slot = s.tile_images > 1 ? w.image_slot.get() : nullptr;
   job.unit_slot = n_inputs * kLanes;
   job.unit = w.unit.get();
   kernels.pointwise(p.activation, job);
@@ -162,11 +170,11 @@ void Task::copy_inputs(std::int64_t n, std::int64_t images, std::int64_t row, st
         const float* from_row = source + (top + y) * p.x_stride[2] + (left + from) * step;
         std::fill_n(to_row, from, 0.0f);
         if (step == 1) {
-          std::memcpy(to_row + from, from_row, static_cast<std::size_t>(to - from) * sizeof(float));
+          finite &= kernels.copy_row(from_row, to - from, to_row + from);
         } else {
           for (std::int64_t c = from; c < to; ++c) to_row[c] = from_row[(c - from) * step];
+          finite &= all_finite(to_row + from, to - from, 1);
         }
-        finite &= all_finite(to_row + from, to - from, 1);
         std::fill_n(to_row + to, x_columns - to, 0.0f);
       }
     }
@@ -176,7 +184,7 @@ void Task::copy_inputs(std::int64_t n, std::int64_t images, std::int64_t row, st
 void Task::list_nonzero(std::int64_t images, std::int64_t rows, std::int64_t columns,
                         const float* source) {
   std::fill_n(w.count.get(), n_inputs, 0);
-  std::fill_n(w.negative.get(), n_inputs, std::uint8_t{0});
+  std::fill_n(w.negative.get(), input_groups(s), std::uint8_t{0});
   PathListJob job{};
   job.n_inputs = n_inputs;
   job.x_plane = source != nullptr ? p.x_stride[1] : s.tile_images * s.x_rows * s.x_pitch;
@@ -197,10 +205,29 @@ void Task::list_nonzero(std::int64_t images, std::int64_t rows, std::int64_t col
       }
     }
   }
-  if (s.tile_images > 1) {
-    const std::int64_t each = rows * columns;
-    for (std::int64_t at = 0; at < images * each; ++at) {
-      w.image_slot[at] = static_cast<std::int32_t>(at / each);
+}
+
+void Task::pack_dense(std::int64_t images, std::int64_t rows, std::int64_t columns,
+                      const float* source) {
+  const std::int64_t positions = images * rows * columns;
+  const std::int64_t plane =
+      source != nullptr ? p.x_stride[1] : s.tile_images * s.x_rows * s.x_pitch;
+  const double enough = s.dense_from * static_cast<double>(positions * kLanes);
+  for (std::int64_t group = 0; group < input_groups(s); ++group) {
+    const std::int64_t first = group * kLanes;
+    const std::int32_t* count = w.count.get() + first;
+    // Strided inputs do not lie in runs.
+    w.dense_group_used[group] =
+        first + kLanes <= n_inputs && p.stride_width == 1 && p.stride_height == 1 &&
+        static_cast<double>(std::accumulate(count, count + kLanes, std::int64_t{0})) >= enough;
+    if (!w.dense_group_used[group]) continue;
+    float* to = w.dense.get() + group * s.tile_positions * kLanes;
+    for (std::int64_t image = 0; image < images; ++image) {
+      const float* from = source != nullptr ? source + image * p.x_stride[0]
+                                            : w.x.get() + image * s.x_rows * s.x_pitch;
+      for (std::int64_t y = 0; y < rows; ++y, to += columns * kLanes) {
+        kernels.gather(from + first * plane + y * s.x_pitch, plane, kLanes, columns, to, kLanes);
+      }
     }
   }
 }

@@ -14,9 +14,9 @@ namespace causalprune {
 bool all_finite(const float* data, std::int64_t n, std::int64_t step);
 
 struct Workspace {
-  AlignedArray<float> x, start, after, weighting, value, partial, unit;
-  AlignedArray<std::int32_t> position, count, image_slot;
-  AlignedArray<std::uint8_t> negative;
+  AlignedArray<float> x, start, after, weighting, value, dense, partial, unit;
+  AlignedArray<std::int32_t> position, count;
+  AlignedArray<std::uint8_t> negative, dense_group_used;
   std::vector<std::int64_t> tap_offset;
 
   Workspace(const Split& s, const PathEffectsProblem& p)
@@ -26,13 +26,14 @@ struct Workspace {
         after(aligned_array<float>(s.tile_positions * s.tile_blocks * kLanes)),
         weighting(aligned_array<float>(s.tile_positions * s.tile_blocks * kLanes)),
         value(aligned_array<float>(s.input_chunk * list_pitch(s))),
+        dense(aligned_array<float>(input_groups(s) * s.tile_positions * kLanes)),
         partial(aligned_array<float>(
             checked_product(s.blocks_at_once * s.input_chunk, kEdgeStatistics * kLanes))),
         unit(aligned_array<float>(s.tile_images * s.input_chunk * kLanes)),
         position(aligned_array<std::int32_t>(s.input_chunk * list_pitch(s))),
         count(aligned_array<std::int32_t>(s.input_chunk)),
-        image_slot(aligned_array<std::int32_t>(s.tile_positions)),
-        negative(aligned_array<std::uint8_t>(s.input_chunk)) {
+        negative(aligned_array<std::uint8_t>(input_groups(s))),
+        dense_group_used(aligned_array<std::uint8_t>(input_groups(s))) {
     for (std::int64_t ky = 0; ky < p.kernel_height; ++ky) {
       for (std::int64_t kx = 0; kx < p.kernel_width; ++kx) {
         tap_offset.push_back(ky * p.dilation_height * s.x_pitch + kx * p.dilation_width);
@@ -69,9 +70,10 @@ class Task {
   void run_tile(std::int64_t n, std::int64_t images, std::int64_t row, std::int64_t column,
                 std::int64_t begin, std::int64_t end);
   const float* weight_of(std::int64_t block) const;
-  void run_taps(const PathTile& tile, std::int64_t block, std::int64_t rows, std::int64_t columns,
-                float* partial);
-  void run_pointwise(const PathTile& tile, std::int64_t block, std::int64_t blocks, float* partial);
+  void run_taps(const PathTile& tile, std::int64_t block, std::int64_t blocks, std::int64_t rows,
+                std::int64_t columns, float* partial);
+  void run_pointwise(const PathTile& tile, std::int64_t images, std::int64_t block,
+                     std::int64_t blocks, float* partial);
   // The input under the tile, zero where the padding is: [n_inputs, images, x_rows, x_pitch].
   void copy_inputs(std::int64_t n, std::int64_t images, std::int64_t row, std::int64_t column,
                    std::int64_t rows, std::int64_t columns);
@@ -79,6 +81,9 @@ class Task {
   // tile where it can be read in place, else null: it was copied.
   void list_nonzero(std::int64_t images, std::int64_t rows, std::int64_t columns,
                     const float* source);
+  // Groups of sixteen inputs with few zeros, transposed to [positions, 16].
+  void pack_dense(std::int64_t images, std::int64_t rows, std::int64_t columns,
+                  const float* source);
   // Sixteen output channels of pre or grad, transposed to [positions, blocks, 16].
   void gather_block(const float* data, const std::int64_t (&stride)[4], float* target,
                     std::int64_t block, std::int64_t k, std::int64_t blocks, std::int64_t n,

@@ -41,187 +41,255 @@ struct Smooth {
   }
 };
 
-// The running sums of one edge block in registers: all statistics, or the weighted sum alone.
+// The running sums of one edge block in registers: all statistics, or the weighted sum alone. The
+// last one is taken by image, which is what a unit's sum is made of.
 template <bool All, bool Weighted, bool NeedsAbs>
 struct EdgeSums {
   static constexpr int floats = All ? 64 : 16;
-  vec16f sum = zero(), absolute = zero(), square = zero(), weighted = zero();
+  vec16f sum = zero(), absolute = zero(), square = zero(), last = zero(), image = zero();
 
-  CAUSALPRUNE_INLINE void take(vec16f d, const PathTile& tile, std::int64_t at) {
-    if constexpr (All || !Weighted) sum = add(sum, d);
+  CAUSALPRUNE_INLINE void take(vec16f d, vec16f weighting) {
+    if constexpr (All) {
+      sum = add(sum, d);
+      square = fmadd(d, d, square);
+    }
     if constexpr (All && NeedsAbs) absolute = add(absolute, abs(d));
-    if constexpr (All) square = fmadd(d, d, square);
-    if constexpr (Weighted) weighted = fmadd(d, load(tile.weighting + at), weighted);
+    image = Weighted ? fmadd(d, weighting, image) : add(image, d);
   }
 
-  CAUSALPRUNE_INLINE void flush(float* partial, float* unit) const {
-    const vec16f all_weighted = Weighted ? weighted : sum;
+  CAUSALPRUNE_INLINE void end_image(float* unit) {
+    store(unit, add(load(unit), image));
+    last = add(last, image);
+    image = zero();
+  }
+
+  CAUSALPRUNE_INLINE void flush(float* partial) const {
     if constexpr (All) {
       store(partial, add(load(partial), sum));
       store(partial + 16, add(load(partial + 16), NeedsAbs ? absolute : abs(sum)));
       store(partial + 32, add(load(partial + 32), square));
     }
-    float* last = partial + floats - 16;
-    store(last, add(load(last), all_weighted));
-    if (unit != nullptr) store(unit, add(load(unit), all_weighted));
+    store(partial + floats - 16, add(load(partial + floats - 16), last));
   }
 };
 
+template <bool Weighted>
+CAUSALPRUNE_INLINE vec16f weighting_at(const PathTile& tile, std::int64_t at) {
+  return Weighted ? load(tile.weighting + at) : zero();
+}
+
 // ---- several taps ----
 
-// Columns output positions of one row, all taps. Taps9: the nine weights stay in registers and the
-// rows are pitch apart; otherwise taps are read from the lists.
-template <class Phi, bool All, bool Weighted, bool Taps9, int Columns>
+// Columns output positions of one row, all taps, Blocks output blocks that share the input's
+// broadcasts. Taps9: the nine weights stay in registers and the rows are pitch apart; otherwise
+// taps are read from the lists.
+template <class Phi, bool All, bool Weighted, bool Taps9, int Blocks, int Columns>
 CAUSALPRUNE_INLINE void taps_columns(const PathTapsJob& job, const vec16f* weight9,
                                      const float* weight, const float* x, std::int64_t position,
-                                     EdgeSums<All, Weighted, true>& sums) {
-  vec16f remaining[Columns];
-  CAUSALPRUNE_UNROLL for (int q = 0; q < Columns; ++q) remaining[q] =
-      load(job.tile.start + (position + q) * 16);
+                                     EdgeSums<All, Weighted, true>* sums) {
+  vec16f remaining[Blocks][Columns];
+  CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
+    CAUSALPRUNE_UNROLL for (int q = 0; q < Columns; ++q) remaining[b][q] =
+        load(job.tile.start + ((position + q) * Blocks + b) * 16);
+  }
   if constexpr (Taps9) {
     CAUSALPRUNE_UNROLL for (int row = 0; row < 3; ++row) {
       const float* x_row = x + row * job.x_pitch;
       CAUSALPRUNE_UNROLL for (int tap = 0; tap < 3; ++tap) {
         CAUSALPRUNE_UNROLL for (int q = 0; q < Columns; ++q) {
-          remaining[q] = fnmadd(weight9[row * 3 + tap], broadcast(x_row[tap + q]), remaining[q]);
+          const vec16f value = broadcast(x_row[tap + q]);
+          CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
+            remaining[b][q] = fnmadd(weight9[b * 9 + row * 3 + tap], value, remaining[b][q]);
+          }
         }
       }
     }
   } else {
     for (std::int64_t tap = 0; tap < job.n_taps; ++tap) {
-      const vec16f w = load(weight + tap * 16);
       const float* x_tap = x + job.tap_offset[tap];
-      CAUSALPRUNE_UNROLL for (int q = 0; q < Columns; ++q) {
-        remaining[q] = fnmadd(w, broadcast(x_tap[q * job.x_column_step]), remaining[q]);
+      CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
+        const vec16f w = load(weight + b * job.weight_block + tap * 16);
+        CAUSALPRUNE_UNROLL for (int q = 0; q < Columns; ++q) {
+          remaining[b][q] = fnmadd(w, broadcast(x_tap[q * job.x_column_step]), remaining[b][q]);
+        }
       }
     }
   }
   CAUSALPRUNE_UNROLL for (int q = 0; q < Columns; ++q) {
-    const std::int64_t at = (position + q) * 16;
-    sums.take(Phi::change(remaining[q], load(job.tile.after + at)), job.tile, at);
+    CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
+      const std::int64_t at = ((position + q) * Blocks + b) * 16;
+      sums[b].take(Phi::change(remaining[b][q], load(job.tile.after + at)),
+                   weighting_at<Weighted>(job.tile, at));
+    }
   }
 }
 
 // The last `rest` columns of a row, at most Columns, in one register tile.
-template <class Phi, bool All, bool Weighted, bool Taps9, int Columns>
+template <class Phi, bool All, bool Weighted, bool Taps9, int Blocks, int Columns>
 CAUSALPRUNE_INLINE void taps_rest(const PathTapsJob& job, const vec16f* weight9,
                                   const float* weight, const float* x, std::int64_t position,
-                                  std::int64_t rest, EdgeSums<All, Weighted, true>& sums) {
+                                  std::int64_t rest, EdgeSums<All, Weighted, true>* sums) {
   if constexpr (Columns > 0) {
     if (rest == Columns) {
-      taps_columns<Phi, All, Weighted, Taps9, Columns>(job, weight9, weight, x, position, sums);
+      taps_columns<Phi, All, Weighted, Taps9, Blocks, Columns>(job, weight9, weight, x, position,
+                                                               sums);
     } else {
-      taps_rest<Phi, All, Weighted, Taps9, Columns - 1>(job, weight9, weight, x, position, rest,
-                                                        sums);
+      taps_rest<Phi, All, Weighted, Taps9, Blocks, Columns - 1>(job, weight9, weight, x, position,
+                                                                rest, sums);
     }
   }
 }
 
-template <class Phi, bool All, bool Weighted, bool Taps9>
+template <class Phi, bool All, bool Weighted, bool Taps9, int Blocks>
 void taps(const PathTapsJob& job) {
+  constexpr int columns = Blocks == 1 ? Phi::columns : kColumns / Blocks / (All ? 2 : 1);
   for (std::int64_t i = 0; i < job.n_inputs; ++i) {
     const float* weight = job.weight + i * job.n_taps * 16;
-    vec16f weight9[9];
+    vec16f weight9[9 * Blocks];
     if constexpr (Taps9) {
-      CAUSALPRUNE_UNROLL for (int tap = 0; tap < 9; ++tap) weight9[tap] = load(weight + tap * 16);
+      CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
+        CAUSALPRUNE_UNROLL for (int tap = 0; tap < 9; ++tap) weight9[b * 9 + tap] =
+            load(weight + b * job.weight_block + tap * 16);
+      }
     }
-    EdgeSums<All, Weighted, true> sums;
+    EdgeSums<All, Weighted, true> sums[Blocks];
     for (std::int64_t row = 0; row < job.rows; ++row) {
       const float* x = job.x + i * job.x_plane + row * job.x_row_step;
       const std::int64_t first = row * job.columns;
       std::int64_t column = 0;
-      for (; column + Phi::columns <= job.columns; column += Phi::columns) {
-        taps_columns<Phi, All, Weighted, Taps9, Phi::columns>(
+      for (; column + columns <= job.columns; column += columns) {
+        taps_columns<Phi, All, Weighted, Taps9, Blocks, columns>(
             job, weight9, weight, x + column * job.x_column_step, first + column, sums);
       }
-      taps_rest<Phi, All, Weighted, Taps9, Phi::columns - 1>(
+      taps_rest<Phi, All, Weighted, Taps9, Blocks, columns - 1>(
           job, weight9, weight, x + column * job.x_column_step, first + column,
           job.columns - column, sums);
     }
-    sums.flush(job.partial + i * sums.floats, job.unit + i * 16);
+    CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
+      sums[b].end_image(job.unit + i * 16);
+      sums[b].flush(job.partial + (b * job.n_inputs + i) * sums[b].floats);
+    }
   }
 }
 
-template <class Phi, bool All>
+template <class Phi, bool All, bool Weighted>
 void taps_wanted(const PathTapsJob& job) {
-  const bool weighted = job.tile.weighting != nullptr;
   if constexpr (Phi::monotone) {
     if (job.dense_3x3) {
-      weighted ? taps<Phi, All, true, true>(job) : taps<Phi, All, false, true>(job);
+      job.blocks == 1 ? taps<Phi, All, Weighted, true, 1>(job)
+                      : taps<Phi, All, Weighted, true, kTapBlocks>(job);
       return;
     }
   }
-  weighted ? taps<Phi, All, true, false>(job) : taps<Phi, All, false, false>(job);
+  taps<Phi, All, Weighted, false, 1>(job);
 }
 
 template <class Phi>
 void taps_of(const PathTapsJob& job) {
-  job.tile.all_statistics ? taps_wanted<Phi, true>(job) : taps_wanted<Phi, false>(job);
+  const bool weighted = job.tile.weighting != nullptr;
+  if (job.tile.all_statistics) {
+    weighted ? taps_wanted<Phi, true, true>(job) : taps_wanted<Phi, true, false>(job);
+  } else {
+    weighted ? taps_wanted<Phi, false, true>(job) : taps_wanted<Phi, false, false>(job);
+  }
 }
 
 // ---- one tap ----
 
-template <class Phi, bool All, bool Weighted, bool NeedsAbs, bool Slots, int Blocks>
-CAUSALPRUNE_INLINE void pointwise_input(const PathPointwiseJob& job, std::int64_t i) {
+// One input by the list of what is not zero: right where zeros are many.
+template <class Phi, bool All, bool Weighted, bool NeedsAbs, int Blocks>
+CAUSALPRUNE_INLINE void listed_input(const PathPointwiseJob& job, std::int64_t i) {
   vec16f weight[Blocks];
   EdgeSums<All, Weighted, NeedsAbs> sums[Blocks];
   CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) weight[b] =
       load(job.weight + b * job.weight_block + i * 16);
   const std::int32_t* position = job.position + i * job.list_pitch;
   const float* value = job.value + i * job.list_pitch;
+  const auto take = [&](std::int32_t entry) {
+    const std::int64_t at = static_cast<std::int64_t>(position[entry]) * (Blocks * 16);
+    const vec16f x = broadcast(value[entry]);
+    CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
+      const std::int64_t block = at + b * 16;
+      const vec16f remaining = fnmadd(weight[b], x, load(job.tile.start + block));
+      sums[b].take(Phi::change(remaining, load(job.tile.after + block)),
+                   weighting_at<Weighted>(job.tile, block));
+    }
+  };
   float* unit = job.unit + i * 16;
   const std::int32_t count = job.count[i];
-  for (std::int32_t entry = 0; entry < count;) {
-    // Entries ascend, so those of one image follow each other: its sum stays in registers.
-    const std::int32_t image = Slots ? job.image_slot[position[entry]] : 0;
-    vec16f of_image[Blocks];
-    CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) of_image[b] = zero();
-    do {
-      const std::int64_t at = static_cast<std::int64_t>(position[entry]) * (Blocks * 16);
-      const vec16f x = broadcast(value[entry]);
-      CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
-        const std::int64_t block = at + b * 16;
-        const vec16f remaining = fnmadd(weight[b], x, load(job.tile.start + block));
-        const vec16f d = Phi::change(remaining, load(job.tile.after + block));
-        sums[b].take(d, job.tile, block);
-        if constexpr (Slots && Weighted) {
-          of_image[b] = fmadd(d, load(job.tile.weighting + block), of_image[b]);
-        } else if constexpr (Slots) {
-          of_image[b] = add(of_image[b], d);
-        }
-      }
-      ++entry;
-    } while (entry < count && (!Slots || job.image_slot[position[entry]] == image));
-    if constexpr (Slots) {
-      float* slot = unit + image * job.unit_slot;
-      CAUSALPRUNE_UNROLL for (int b = 1; b < Blocks; ++b) of_image[0] =
-          add(of_image[0], of_image[b]);
-      store(slot, add(load(slot), of_image[0]));
+  if (job.image_positions == job.tile.n_positions) {
+    for (std::int32_t entry = 0; entry < count; ++entry) take(entry);
+    CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) sums[b].end_image(unit);
+  } else {
+    // Entries ascend, so those of one image follow each other.
+    std::int32_t entry = 0;
+    for (std::int64_t end = job.image_positions; entry < count; end += job.image_positions) {
+      for (; entry < count && position[entry] < end; ++entry) take(entry);
+      CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) sums[b].end_image(unit);
+      unit += job.unit_slot;
     }
   }
   CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
-    sums[b].flush(job.partial + (b * job.n_inputs + i) * sums[b].floats, Slots ? nullptr : unit);
+    sums[b].flush(job.partial + (b * job.n_inputs + i) * sums[b].floats);
   }
 }
 
-template <class Phi, bool All, bool Weighted, bool Slots, int Blocks>
-void pointwise(const PathPointwiseJob& job) {
-  for (std::int64_t i = 0; i < job.n_inputs; ++i) {
-    if (job.count[i] == 0) continue;
-    if (Phi::monotone && !job.negative[i]) {
-      pointwise_input<Phi, All, Weighted, !Phi::monotone, Slots, Blocks>(job, i);
-    } else {
-      pointwise_input<Phi, All, Weighted, true, Slots, Blocks>(job, i);
+// Several inputs at once, zeros included, so that they share what a position loads.
+template <class Phi, bool All, bool Weighted, bool NeedsAbs, int Inputs>
+CAUSALPRUNE_INLINE void dense_inputs(const PathPointwiseJob& job, std::int64_t i,
+                                     std::int64_t block) {
+  vec16f weight[Inputs];
+  EdgeSums<All, Weighted, NeedsAbs> sums[Inputs];
+  CAUSALPRUNE_UNROLL for (int k = 0; k < Inputs; ++k) weight[k] =
+      load(job.weight + block * job.weight_block + (i + k) * 16);
+  const float* x = job.dense + i / 16 * job.dense_group + i % 16;
+  const std::int64_t step = job.blocks * 16;
+  const std::int64_t images = job.tile.n_positions / job.image_positions;
+  std::int64_t at = block * 16;
+  for (std::int64_t image = 0; image < images; ++image) {
+    for (std::int64_t p = 0; p < job.image_positions; ++p, at += step, x += 16) {
+      const vec16f start = load(job.tile.start + at), after = load(job.tile.after + at);
+      const vec16f weighting = weighting_at<Weighted>(job.tile, at);
+      CAUSALPRUNE_UNROLL for (int k = 0; k < Inputs; ++k) {
+        const vec16f remaining = fnmadd(weight[k], broadcast(x[k]), start);
+        sums[k].take(Phi::change(remaining, after), weighting);
+      }
     }
+    CAUSALPRUNE_UNROLL for (int k = 0; k < Inputs; ++k) {
+      sums[k].end_image(job.unit + image * job.unit_slot + (i + k) * 16);
+    }
+  }
+  CAUSALPRUNE_UNROLL for (int k = 0; k < Inputs; ++k) {
+    sums[k].flush(job.partial + (block * job.n_inputs + i + k) * sums[k].floats);
+  }
+}
+
+template <class Phi, bool All, bool Weighted, bool NeedsAbs, int Blocks>
+void pointwise_group(const PathPointwiseJob& job, std::int64_t group) {
+  const std::int64_t first = group * 16;
+  if (job.dense_group_used[group]) {
+    constexpr int inputs = kDenseInputs / (All && kDenseInputs > 1 ? 2 : 1);
+    for (std::int64_t b = 0; b < Blocks; ++b) {
+      for (std::int64_t i = first; i < first + 16; i += inputs) {
+        dense_inputs<Phi, All, Weighted, NeedsAbs, inputs>(job, i, b);
+      }
+    }
+    return;
+  }
+  const std::int64_t end = first + 16 < job.n_inputs ? first + 16 : job.n_inputs;
+  for (std::int64_t i = first; i < end; ++i) {
+    if (job.count[i] > 0) listed_input<Phi, All, Weighted, NeedsAbs, Blocks>(job, i);
   }
 }
 
 template <class Phi, bool All, bool Weighted, int Blocks>
-void pointwise_slots(const PathPointwiseJob& job) {
-  if (job.image_slot != nullptr) {
-    pointwise<Phi, All, Weighted, true, Blocks>(job);
-  } else {
-    pointwise<Phi, All, Weighted, false, Blocks>(job);
+void pointwise(const PathPointwiseJob& job) {
+  for (std::int64_t group = 0; group * 16 < job.n_inputs; ++group) {
+    if (Phi::monotone && !job.negative[group]) {
+      pointwise_group<Phi, All, Weighted, !Phi::monotone, Blocks>(job, group);
+    } else {
+      pointwise_group<Phi, All, Weighted, true, Blocks>(job, group);
+    }
   }
 }
 
@@ -229,11 +297,9 @@ template <class Phi, int Blocks>
 void pointwise_blocks(const PathPointwiseJob& job) {
   const bool weighted = job.tile.weighting != nullptr;
   if (job.tile.all_statistics) {
-    weighted ? pointwise_slots<Phi, true, true, Blocks>(job)
-             : pointwise_slots<Phi, true, false, Blocks>(job);
+    weighted ? pointwise<Phi, true, true, Blocks>(job) : pointwise<Phi, true, false, Blocks>(job);
   } else {
-    weighted ? pointwise_slots<Phi, false, true, Blocks>(job)
-             : pointwise_slots<Phi, false, false, Blocks>(job);
+    weighted ? pointwise<Phi, false, true, Blocks>(job) : pointwise<Phi, false, false, Blocks>(job);
   }
 }
 
@@ -282,6 +348,23 @@ inline bool gather_tile(const float* from, std::int64_t channel_step, int lanes,
   return !any_nonfinite(witness);
 }
 
+// Tells whether all of n values, which it copies, were finite.
+inline bool copy_row(const float* from, std::int64_t n, float* to) {
+  vec16f witness = zero();
+  std::int64_t at = 0;
+  for (; at + 16 <= n; at += 16) {
+    const vec16f value = load(from + at);
+    store(to + at, value);
+    witness = fmadd(value, zero(), witness);
+  }
+  if (at < n) {
+    const vec16f value = load_first(from + at, static_cast<int>(n - at));
+    store_first(to + at, value, static_cast<int>(n - at));
+    witness = fmadd(value, zero(), witness);
+  }
+  return !any_nonfinite(witness);
+}
+
 inline bool list_nonzero(const PathListJob& job) {
   bool finite = true;
   for (std::int64_t i = 0; i < job.n_inputs; ++i) {
@@ -292,7 +375,7 @@ inline bool list_nonzero(const PathListJob& job) {
     Signs signs;
     job.count[i] +=
         compress_nonzero(x, job.n, job.first_position, job.position + at, job.value + at, signs);
-    job.negative[i] |= signs.negative ? 1 : 0;
+    job.negative[i / 16] |= signs.negative ? 1 : 0;
     finite &= signs.finite;
   }
   return finite;
@@ -324,7 +407,8 @@ inline void pointwise_tile(Activation activation, const PathPointwiseJob& job) {
 
 #undef CAUSALPRUNE_BY_ACTIVATION
 
-inline constexpr PathKernels kPathKernels = {kPointwiseBlocks, gather_tile, list_nonzero,
-                                             prepare_tile,     taps_tile,   pointwise_tile};
+inline constexpr PathKernels kPathKernels = {kPointwiseBlocks, kTapBlocks,    gather_tile,
+                                             copy_row,         list_nonzero,  prepare_tile,
+                                             taps_tile,        pointwise_tile};
 
 }  // namespace causalprune::CAUSALPRUNE_ISA_NAMESPACE
