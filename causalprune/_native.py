@@ -31,10 +31,12 @@ __all__ = [
     "compiler",
     "cuda_status",
     "histogram_information",
+    "increments_per_second",
     "path_effects",
     "path_effects_cuda",
     "path_effects_cuda_workspace",
     "peak_gflops",
+    "read_gigabytes_per_second",
     "relative_sensitivity",
     "spanning_tree_crossings",
     "sparse_conv2d_cuda",
@@ -50,8 +52,10 @@ available_isas = _core.available_isas
 channel_update = _core.channel_update
 compiler: str = _core.compiler
 histogram_information = _core.histogram_information
+increments_per_second = _core.increments_per_second
 path_effects = _core.path_effects
 peak_gflops = _core.peak_gflops
+read_gigabytes_per_second = _core.read_gigabytes_per_second
 relative_sensitivity = _core.relative_sensitivity
 spanning_tree_crossings = _core.spanning_tree_crossings
 version: str = _core.version

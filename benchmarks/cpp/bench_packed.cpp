@@ -14,6 +14,7 @@
 
 #include "common/aligned_array.hpp"
 #include "common/clock.hpp"
+#include "kernels/machine_rates.hpp"
 #include "kernels/packed_convolution.hpp"
 #include "kernels/packed_steps.hpp"
 

@@ -22,10 +22,7 @@ from torch import Tensor, nn
 
 import causalprune as cp
 from causalprune import reference
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
-
-from relative_sensitivity_cases import products
+from causalprune.measures.sensitivity_peers import product_sensitivity
 
 N_IMAGES = 16
 PUBLISHED_S = {"sipp": 62.0, "pfp": 96.0}
@@ -70,7 +67,7 @@ def torch_products(model: nn.Module, images: Tensor, aggregate: str) -> dict[str
     found = {}
     for name, x, weight, geometry in readings(model, images):
         stride, padding = (geometry.get(k, (d, d))[0] for k, d in (("stride", 1), ("padding", 0)))
-        found[name] = products(x, weight, aggregate, stride, padding)
+        found[name] = product_sensitivity(x, weight, aggregate, stride=stride, padding=padding)
     return found
 
 

@@ -13,6 +13,12 @@ from torch import Tensor
 
 from causalprune import _native
 from causalprune.errors import InvalidArgumentError
+from causalprune.measures.convolution_layers import (
+    LAYERS,
+    ConvolutionLayer,
+    dense_alternatives,
+    layer_tensors,
+)
 from causalprune.measures.kernel_timing import fastest_seconds
 from causalprune.measures.latency import torch_threads
 from causalprune.ops.packed_layouts import Lanes, Window, lane_choices, native_layout, strips_for
@@ -25,41 +31,6 @@ __all__ = [
     "dense_alternatives",
     "sparse_timings",
 ]
-
-
-@dataclass(frozen=True)
-class ConvolutionLayer:
-    """A convolution of stride 1 that keeps the size of its input.
-
-    Attributes
-    ----------
-    name : str
-    inputs, outputs : int
-        Channels.
-    size : int
-        Height and width.
-    kernel : int
-    """
-
-    name: str
-    inputs: int
-    outputs: int
-    size: int
-    kernel: int
-
-
-LAYERS = (
-    ConvolutionLayer("ResNet-20 16x32x32", 16, 16, 32, 3),
-    ConvolutionLayer("ResNet-20 32x16x16", 32, 32, 16, 3),
-    ConvolutionLayer("ResNet-20 64x8x8", 64, 64, 8, 3),
-    ConvolutionLayer("ResNet-50 64x56x56", 64, 64, 56, 3),
-    ConvolutionLayer("ResNet-50 128x28x28", 128, 128, 28, 3),
-    ConvolutionLayer("ResNet-50 256x14x14", 256, 256, 14, 3),
-    ConvolutionLayer("ResNet-50 512x7x7", 512, 512, 7, 3),
-    ConvolutionLayer("ResNet-50 1x1 256-64 56x56", 256, 64, 56, 1),
-    ConvolutionLayer("ResNet-50 1x1 1024-256 14x14", 1024, 256, 14, 1),
-    ConvolutionLayer("ResNet-50 1x1 512-2048 7x7", 512, 2048, 7, 1),
-)
 
 
 @dataclass(frozen=True)
@@ -120,31 +91,6 @@ class ConvolutionTiming:
         return {**asdict(self), "best_dense_ms": self.best_dense_ms, "speedup": self.speedup}
 
 
-def dense_alternatives(x: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Callable[[], object]]:
-    """Return torch's ways to run a convolution that keeps its size, in float32.
-
-    Parameters
-    ----------
-    x : Tensor [N, I, H, W], float32, CPU
-    weight : Tensor [O, I, k, k]
-    bias : Tensor [O]
-    """
-    padding = weight.shape[-1] // 2
-    last_x = x.contiguous(memory_format=torch.channels_last)
-    last_weight = weight.contiguous(memory_format=torch.channels_last)
-    found: dict[str, Callable[[], object]] = {
-        "nchw": lambda: F.conv2d(x, weight, bias, padding=padding),
-        "channels_last": lambda: F.conv2d(last_x, last_weight, bias, padding=padding),
-    }
-    if torch._C._has_mkldnn:
-        pair = (padding, padding)
-        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the input's shape
-        packed = reorder(weight.to_mkldnn(), pair, (1, 1), (1, 1), 1, list(x.shape))
-        own = x.to_mkldnn()
-        found["prepacked"] = lambda: torch.conv2d(own, packed, bias, padding=pair)
-    return found
-
-
 def sparse_timings(
     layers: Sequence[ConvolutionLayer] = LAYERS,
     sparsities: Sequence[float] = (0.0, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98),
@@ -186,7 +132,7 @@ def sparse_timings(
         for layer in layers:
             for batch in batches:
                 generator = torch.Generator().manual_seed(seed)
-                x, dense, bias = _tensors(layer, batch, generator)
+                x, dense, bias = layer_tensors(layer, batch, generator)
                 order = torch.rand(dense.shape, generator=generator)
                 for sparsity in sparsities:
                     weight = dense * (order >= sparsity)
@@ -237,7 +183,7 @@ def channel_timings(
         for layer in layers:
             for batch in batches:
                 generator = torch.Generator().manual_seed(seed)
-                x, dense, bias = _tensors(layer, batch, generator)
+                x, dense, bias = layer_tensors(layer, batch, generator)
                 for share in kept:
                     inputs, outputs = (
                         torch.randperm(n, generator=generator)[: max(1, round(n * share))]
@@ -262,18 +208,6 @@ def channel_timings(
                         peak,
                         whole=(dense, bias),
                     )
-
-
-def _tensors(
-    layer: ConvolutionLayer, batch: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    shape = (layer.outputs, layer.inputs, layer.kernel, layer.kernel)
-    scale = 1 / math.sqrt(layer.inputs * layer.kernel**2)
-    return (
-        torch.randn(batch, layer.inputs, layer.size, layer.size, generator=generator),
-        torch.randn(shape, generator=generator) * scale,
-        torch.randn(layer.outputs, generator=generator),
-    )
 
 
 def _gathered(

@@ -116,14 +116,6 @@ bool run_program(const PackedProgram& program, const std::vector<py::object>& in
 }  // namespace
 
 void bind_packed(py::module_& module) {
-  module.def(
-      "peak_gflops",
-      [](const std::string& isa) {
-        const Isa variant = isa_by_name(isa);
-        py::gil_scoped_release release;
-        return peak_gflops(variant);
-      },
-      py::arg("isa") = "");
   py::class_<PackedLayout>(module, "PackedLayout")
       .def(py::init(&layout_of), py::arg("shape"), py::arg("lanes"), py::arg("strip"),
            py::arg("halo"))

@@ -45,6 +45,7 @@ PYBIND11_MODULE(_core, module) {
   causalprune::bind_cuda_convolutions(module);
 #endif
   causalprune::bind_information(module);
+  causalprune::bind_machine_rates(module);
   causalprune::bind_packed(module);
   causalprune::bind_path_effects(module);
   causalprune::bind_relative_sensitivity(module);

@@ -5,7 +5,6 @@
 #include <limits>
 #include <map>
 
-#include "common/clock.hpp"
 #include "common/error.hpp"
 #include "common/parallel.hpp"
 
@@ -334,18 +333,6 @@ void global_average(const PackedLayout& l, const PackedView& from, const PlainVi
       to.data[n * to.stride[0] + channel * to.stride[1]] = sum * share;
     }
   });
-}
-
-double peak_gflops(Isa isa) {
-  double best = 0.0;
-  for (int run = 0; run < 20; ++run) {
-    float sums[kPackedLanes];
-    std::fill_n(sums, kPackedLanes, 0.5f);
-    const double begin = thread_seconds();
-    const auto operations = static_cast<double>(kernels_of(isa).multiply_adds(20000, sums));
-    best = std::max(best, operations / (thread_seconds() - begin) / 1e9);
-  }
-  return best;
 }
 
 }  // namespace causalprune

@@ -73,8 +73,6 @@ struct PackedStepKernels {
                     float outside);
   void (*pool_row)(const PoolRow& row);
   void (*combine_row)(const CombineRow& row);
-  // Multiply-adds on registers alone, `rounds` times; returns how many floating-point operations.
-  std::int64_t (*multiply_adds)(std::int64_t rounds, float* sums);
   // Adds n vectors to the sixteen sums.
   void (*add_row)(const float* in, std::int64_t n, float* sums);
 };
@@ -140,9 +138,5 @@ void combine(const CombineProblem& problem, const PackedView& a, const PackedVie
 // The mean over all positions, into [N, C, 1, 1]. Expects zeros beyond the image inside strips.
 void global_average(const PackedLayout& layout, const PackedView& from, const PlainView& to,
                     Isa isa, int threads);
-
-// What one thread reaches with multiply-adds on registers alone, in 1e9 floating-point operations a
-// second of CPU time: the best of several runs of about a millisecond.
-double peak_gflops(Isa isa);
 
 }  // namespace causalprune

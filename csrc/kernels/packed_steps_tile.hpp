@@ -116,20 +116,7 @@ inline void add_row(const float* in, std::int64_t n, float* sums) {
   store(sums, sum);
 }
 
-inline std::int64_t multiply_adds(std::int64_t rounds, float* sums) {
-  // Enough independent sums for two multiply-adds a cycle of a latency of five.
-  constexpr int kSums = most_vectors(1) < 12 ? most_vectors(1) : 12;
-  vec16f sum[kSums];
-  const vec16f factor = broadcast(sums[0]), addend = broadcast(sums[1]);
-  CAUSALPRUNE_UNROLL for (int k = 0; k < kSums; ++k) sum[k] = broadcast(sums[k]);
-  for (std::int64_t round = 0; round < rounds; ++round) {
-    CAUSALPRUNE_UNROLL for (int k = 0; k < kSums; ++k) sum[k] = fmadd(sum[k], factor, addend);
-  }
-  CAUSALPRUNE_UNROLL for (int k = 0; k < kSums; ++k) store(sums, add(load(sums), sum[k]));
-  return 2 * kLanes * kSums * rounds;
-}
-
-inline constexpr PackedStepKernels kPackedSteps{&lines_in,    &lines_out,     &fill_halo, &pool_row,
-                                                &combine_row, &multiply_adds, &add_row};
+inline constexpr PackedStepKernels kPackedSteps{&lines_in, &lines_out,   &fill_halo,
+                                                &pool_row, &combine_row, &add_row};
 
 }  // namespace causalprune::CAUSALPRUNE_ISA_NAMESPACE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli.refusals import refusal
@@ -40,6 +41,28 @@ def test_figures_of_one_layer(kernel: str, tmp_path: Path) -> None:
         assert "gather" in record["rows"][0]["peers_ms"]
 
 
+def _rows(tmp_path: Path, kernel: str, *arguments: str) -> list[dict[str, Any]]:
+    out = tmp_path / "figures.json"
+    ran = _run(kernel, *arguments, "--seconds", "0.001", "--json", str(out))
+    assert ran.exit_code == 0, ran.output
+    record = json.loads(out.read_text())
+    assert (record["schema"], record["kernel"]) == (1, kernel)
+    assert "…" not in ran.output  # nothing cut off on a terminal of 80 columns
+    return list(record["rows"])
+
+
+def test_sensitivity(tmp_path: Path) -> None:
+    rows = _rows(tmp_path, "sensitivity", "--layer", "64x8x8", "--batch", "2")
+    assert [row["aggregate"] for row in rows] == ["mean", "max"]
+    for row in rows:
+        assert row["times_forward"] == row["native_ms"] / min(row["forward_ms"].values())
+        assert row["loop_filters"] == 4 and row["loop_ms"] > 0 and row["products_ms"] > 0
+        # Four multiply-adds of two operations for every weight, position and image.
+        operations = 8 * (64 * 64 * 9) * (8 * 8) * 2
+        assert row["gflops"] == pytest.approx(operations / row["native_ms"] / 1e6)
+        assert row["peak_gflops"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -49,6 +72,7 @@ def test_figures_of_one_layer(kernel: str, tmp_path: Path) -> None:
         (("sparse", "--layer", "64x8x8", "--kept", "1.5"), "sparsities: expected numbers"),
         (("channel", "--threads", "0"), "--threads: expected at least 1"),
         (("path", "--kept", "0.5"), "--kept: expected none"),
+        (("sensitivity", "--kept", "0.5"), "--kept: expected none for sensitivity"),
     ],
 )
 def test_what_is_refused(arguments: tuple[str, ...], words: str) -> None:

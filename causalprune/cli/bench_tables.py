@@ -1,0 +1,97 @@
+"""Tables of ``causalprune bench``: one row a timing, on the terminal and as JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from causalprune.measures.kernel_benchmarks import ConvolutionTiming
+    from causalprune.measures.path_timings import PathTiming
+    from causalprune.measures.sensitivity_timings import SensitivityTiming
+
+__all__ = ["show_convolutions", "show_path", "show_sensitivity"]
+
+Rows = list[dict[str, Any]]
+Timing = TypeVar("Timing")
+
+
+def show_convolutions(timings: Iterable[ConvolutionTiming]) -> Rows:
+    """Print sparse or channel-pruned convolutions as they come; returns them as JSON values."""
+    columns = ("layer", "n", "left", "dense ms", "ours ms", "+packing", "faster", "GFLOP/s")
+
+    def cells(t: ConvolutionTiming) -> tuple[str, ...]:
+        times = (t.best_dense_ms, t.native_ms, t.with_packing_ms)
+        shown = (f"{time:.3f}" for time in times)
+        return (
+            *(t.layer, str(t.batch), f"{t.kept:.0%}"),
+            *(*shown, f"{t.speedup:.2f}x", f"{t.gflops:.0f}"),
+        )
+
+    return _shown(columns, timings, cells)
+
+
+def show_path(timings: Iterable[PathTiming]) -> Rows:
+    """Print path effects beside the forward pass; returns them as JSON values."""
+
+    def cells(t: PathTiming) -> tuple[str, ...]:
+        times = (min(t.forward_ms.values()), t.native_ms)
+        shares = (t.times_forward, t.weighted_times_forward)
+        return (
+            *(t.layer, str(t.batch)),
+            *(f"{time:.3f}" for time in times),
+            *(f"{share:.2f}x" for share in shares),
+        )
+
+    return _shown(("layer", "n", "forward ms", "all ms", "all", "weighted"), timings, cells)
+
+
+def show_sensitivity(timings: Iterable[SensitivityTiming]) -> Rows:
+    """Print relative sensitivities beside the forward pass and plain torch."""
+    columns = ("layer", "n", "by", "ours ms", "fwd", "loop", "torch", "GFLOP/s")
+    last: list[SensitivityTiming] = []
+
+    def cells(t: SensitivityTiming) -> tuple[str, ...]:
+        last[:] = [t]
+        times = (t.times_forward, t.loop_ms / t.native_ms, t.products_ms / t.native_ms)
+        return (
+            *(t.layer, str(t.batch), t.aggregate, f"{t.native_ms:.2f}"),
+            *(_times(each) for each in times),
+            f"{t.gflops:.0f}",
+        )
+
+    rows = _shown(columns, timings, cells)
+    _note(
+        "fwd: how many of the fastest forward passes ours takes. loop, torch: how many times as "
+        f"long a Python loop over filters (timed on {last[0].loop_filters} filters of one image, "
+        "scaled) and torch's matrix products (timed on one image, scaled) take. GFLOP/s: of four "
+        "multiply-adds for every weight, position and image (two denominators, two shares); "
+        f"multiply-adds on registers alone reach {last[0].peak_gflops:.0f}."
+    )
+    return rows
+
+
+def _times(share: float) -> str:
+    return f"{share:.1f}x" if share < 10 else f"{share:,.0f}x"
+
+
+def _note(text: str) -> None:
+    Console(highlight=False).print(text, markup=False)
+
+
+def _shown(
+    columns: Iterable[str], timings: Iterable[Timing], cells: Callable[[Timing], tuple[str, ...]]
+) -> Rows:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    rows: Rows = []
+    for timing in timings:
+        rows.append(timing.as_dict())  # type: ignore[attr-defined]
+        table.add_row(*cells(timing))
+    Console().print(table)
+    return rows
