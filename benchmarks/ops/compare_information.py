@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from information_cases import (
+
+import causalprune as cp
+from causalprune.measures.information_peers import (
     HISTOGRAM_PEERS,
     HISTOGRAMS,
     TREE_PEERS,
@@ -24,8 +26,6 @@ from information_cases import (
     histogram_native,
     trees_native,
 )
-
-import causalprune as cp
 
 Peer = Callable[[Pairs], Callable[[], object]]
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from information_cases import (
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from causalprune.measures.information_peers import (
     HISTOGRAM_PEERS,
     HISTOGRAMS,
     TREE_PEERS,
@@ -19,7 +21,6 @@ from information_cases import (
     histogram_native,
     trees_native,
 )
-from pytest_benchmark.fixture import BenchmarkFixture
 
 Peer = Callable[[Pairs], Callable[[], object]]
 CASES: list[tuple[str, Pairs, str, Peer, int]] = [

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 
-from causalprune.cli.bench_tables import show_convolutions, show_path, show_sensitivity
+from causalprune.cli.bench_tables import (
+    show_convolutions,
+    show_information,
+    show_path,
+    show_sensitivity,
+    show_target,
+)
 from causalprune.cli.console import errors_in_one_line
 from causalprune.errors import InvalidArgumentError
 
-if TYPE_CHECKING:
-    from causalprune.measures.convolution_layers import ConvolutionLayer
-
 __all__ = ["bench"]
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Case = TypeVar("_Case", bound=_Named)
 
 
 class Kernel(str, Enum):
@@ -26,9 +38,11 @@ class Kernel(str, Enum):
     channel = "channel"
     path = "path"
     sensitivity = "sensitivity"
+    mi = "mi"
 
 
 _BATCHES = {Kernel.sensitivity: "8"}
+_TARGET_SECONDS = 60.0
 
 
 def bench(
@@ -36,7 +50,9 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File to write all figures to.")
     ] = None,
-    layer: Annotated[str | None, typer.Option(help="Only layers whose name contains this.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Only layers, or pairs of them, whose name contains this.")
+    ] = None,
     batch: Annotated[
         str | None, typer.Option(help="Images. Default: 1,8,64; for sensitivity 8.")
     ] = None,
@@ -46,6 +62,12 @@ def bench(
     ] = None,
     threads: Annotated[int, typer.Option(help="One: CPU time of the thread; more: wall time.")] = 1,
     seconds: Annotated[float, typer.Option(help="For every figure.")] = 0.3,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="mi: also one pair of ResNet-56's layers in full, on two threads."
+        ),
+    ] = False,
 ) -> None:
     """Time the native kernels beside the best of what does without them.
 
@@ -53,29 +75,39 @@ def bench(
     channels, beside torch's dense ones. path: the effects of all edges of these layers, all
     statistics and the gradient-weighted sum alone, as multiples of the fastest forward pass.
     sensitivity: relative sensitivities of their weights, beside a Python loop and torch's matrix
-    products.
+    products. mi: mutual information between the units of two layers, by histograms and spanning
+    trees, beside numpy, torch, scikit-learn and scipy.
     """
     with errors_in_one_line():
-        from causalprune.measures.convolution_layers import LAYERS
-
-        layers = [each for each in LAYERS if layer is None or layer in each.name]
-        if not layers:
-            known = ", ".join(each.name for each in LAYERS)
-            raise InvalidArgumentError(f"--layer: expected part of one of {known}, got {layer!r}")
-        given = _BATCHES.get(kernel, "1,8,64") if batch is None else batch
-        batches = [int(value) for value in _numbers("--batch", given)]
-        shares = None if kept is None else _numbers("--kept", kept)
         if threads < 1:
             raise InvalidArgumentError(f"--threads: expected at least 1, got {threads}")
-        if shares is not None and kernel not in (Kernel.sparse, Kernel.channel):
-            raise InvalidArgumentError(
-                f"--kept: expected none for {kernel.value}, whose layers are whole"
-            )
+        _check_options(kernel, batch=batch, kept=kept, full=full or None)
         how: dict[str, Any] = {"threads": threads, "seconds": seconds}
-        rows = _rows(kernel, layers, shares, {"batches": batches, **how})
+        if kernel is Kernel.mi:
+            rows = _information(layer, full, how)
+        else:
+            given = _BATCHES.get(kernel, "1,8,64") if batch is None else batch
+            how["batches"] = [int(value) for value in _numbers("--batch", given)]
+            shares = None if kept is None else _numbers("--kept", kept)
+            rows = _layers(kernel, layer, shares, how)
         if json_file is not None:
             _write(json_file, kernel, rows)
             print(f"written: {json_file}")
+
+
+def _check_options(kernel: Kernel, **given: object) -> None:
+    """Refuse an option that means nothing for what is timed."""
+    meant = {
+        "batch": set(Kernel) - {Kernel.mi},
+        "kept": {Kernel.sparse, Kernel.channel},
+        "full": {Kernel.mi},
+    }
+    for name, value in given.items():
+        if value is not None and kernel not in meant[name]:
+            known = ", ".join(each.value for each in Kernel if each in meant[name])
+            raise InvalidArgumentError(
+                f"--{name}: expected with {known} only, got it with {kernel.value}"
+            )
 
 
 def _numbers(name: str, text: str) -> list[float]:
@@ -88,9 +120,23 @@ def _numbers(name: str, text: str) -> list[float]:
     return values
 
 
-def _rows(
-    kernel: Kernel, layers: list[ConvolutionLayer], kept: list[float] | None, how: dict[str, Any]
+def _chosen(cases: Sequence[_Case], part: str | None) -> list[_Case]:
+    return [case for case in cases if part is None or part in case.name]
+
+
+def _check_chosen(chosen: Iterable[object], known: Iterable[_Named], part: str | None) -> None:
+    if not any(chosen):
+        names = ", ".join(each.name for each in known)
+        raise InvalidArgumentError(f"--layer: expected part of one of {names}, got {part!r}")
+
+
+def _layers(
+    kernel: Kernel, part: str | None, kept: list[float] | None, how: dict[str, Any]
 ) -> list[dict[str, Any]]:
+    from causalprune.measures.convolution_layers import LAYERS
+
+    layers = _chosen(LAYERS, part)
+    _check_chosen(layers, LAYERS, part)
     if kernel is Kernel.sparse:
         from causalprune.measures.kernel_benchmarks import sparse_timings
 
@@ -110,6 +156,23 @@ def _rows(
     from causalprune.measures.sensitivity_timings import sensitivity_timings
 
     return show_sensitivity(sensitivity_timings(layers, **how))
+
+
+def _information(part: str | None, full: bool, how: dict[str, Any]) -> list[dict[str, Any]]:
+    from causalprune.measures.information_peers import HISTOGRAMS, TREES
+    from causalprune.measures.information_timings import (
+        histogram_timings,
+        target_timing,
+        tree_timings,
+    )
+
+    histograms, trees = _chosen(HISTOGRAMS, part), _chosen(TREES, part)
+    _check_chosen((*histograms, *trees), (*HISTOGRAMS, *TREES), part)
+    rows = show_information(histogram_timings(histograms, **how), tree_timings(trees, **how))
+    if full:
+        timing = target_timing(threads=max(2, how["threads"]))
+        rows += show_target(timing, _TARGET_SECONDS)
+    return rows
 
 
 def _write(path: Path, kernel: Kernel, rows: list[dict[str, Any]]) -> None:

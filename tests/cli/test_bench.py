@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from cli.refusals import refusal
 from typer.testing import CliRunner, Result
 
 from causalprune.cli import app
+from causalprune.measures.information_peers import HISTOGRAM_PEERS, Pairs
+from causalprune.measures.information_timings import target_timing
 
 
 def _run(*arguments: str) -> Result:
@@ -63,6 +66,41 @@ def test_sensitivity(tmp_path: Path) -> None:
         assert row["peak_gflops"] > 0
 
 
+def test_information(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Pairs("small", 60, 3, 2, 1)
+    monkeypatch.setattr("causalprune.measures.information_peers.HISTOGRAMS", (small,))
+    monkeypatch.setattr("causalprune.measures.information_peers.TREES", (small,))
+    histogram, tree = _rows(tmp_path, "mi")
+    assert (histogram["operator"], tree["operator"]) == (
+        "histogram_information",
+        "spanning_tree_crossings",
+    )
+    assert histogram["native_us"] == pytest.approx(1e6 * histogram["seconds"] / 6)
+    assert histogram["increments_per_second"] == pytest.approx(60 * 6 / histogram["seconds"])
+    assert histogram["share_of_machine"] == pytest.approx(
+        histogram["increments_per_second"] / histogram["machine_increments_per_second"]
+    )
+    assert tree["increments_per_second"] is None and tree["share_of_machine"] is None
+    assert set(histogram["peers_us"]) == set(HISTOGRAM_PEERS) and not histogram["skipped"]
+    assert tree["peers_us"]["scipy minimum_spanning_tree"] > 0
+
+
+def test_information_without_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    monkeypatch.setattr(
+        "causalprune.measures.information_peers.HISTOGRAMS", (Pairs("small", 60, 3, 2, 1),)
+    )
+    (row,) = _rows(tmp_path, "mi", "--layer", "small")
+    assert set(row["peers_us"]) == {"numpy histogram2d", "torch bincount"}
+    assert "sklearn" in row["skipped"]["sklearn mutual_info_score"]
+
+
+def test_information_of_a_whole_pair_of_layers() -> None:
+    timing = target_timing(Pairs("small", 60, 4, 3, 1), threads=2)
+    assert (timing.operator, timing.threads, timing.pairs) == ("spanning_tree_information", 2, 12)
+    assert timing.seconds > 0 and not timing.peers_us
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -71,8 +109,11 @@ def test_sensitivity(tmp_path: Path) -> None:
         (("sparse", "--kept", "-1"), "--kept: expected positive numbers"),
         (("sparse", "--layer", "64x8x8", "--kept", "1.5"), "sparsities: expected numbers"),
         (("channel", "--threads", "0"), "--threads: expected at least 1"),
-        (("path", "--kept", "0.5"), "--kept: expected none"),
-        (("sensitivity", "--kept", "0.5"), "--kept: expected none for sensitivity"),
+        (("path", "--kept", "0.5"), "--kept: expected with sparse, channel only"),
+        (("sensitivity", "--kept", "0.5"), "got it with sensitivity"),
+        (("mi", "--batch", "2"), "--batch: expected with"),
+        (("mi", "--layer", "nowhere"), "--layer: expected part of one of 64 x 64 units"),
+        (("sparse", "--full"), "--full: expected with mi only, got it with sparse"),
     ],
 )
 def test_what_is_refused(arguments: tuple[str, ...], words: str) -> None:

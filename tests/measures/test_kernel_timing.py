@@ -6,6 +6,12 @@ import pytest
 import torch
 
 from causalprune import _native, reference
+from causalprune.measures.information_peers import (
+    HISTOGRAM_PEERS,
+    Pairs,
+    activations,
+    histogram_native,
+)
 from causalprune.measures.kernel_timing import fastest_seconds, round_times
 from causalprune.measures.sensitivity_peers import loop_sensitivity, product_sensitivity
 
@@ -49,3 +55,14 @@ def test_peers_of_sensitivity(peer, aggregate: str, kernel: int, stride: int, pa
     how = {"aggregate": aggregate, "stride": stride, "padding": padding}
     wanted = reference.relative_sensitivity(x, weight, **how)
     torch.testing.assert_close(peer(x, weight, **how).double(), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("peer", HISTOGRAM_PEERS)
+def test_peers_of_histograms(peer: str) -> None:
+    pairs = Pairs("", 997, 3, 2, 3)
+    wanted = histogram_native(pairs)()[0]  # the first child with every parent
+    reference_too = reference.histogram_information(*activations(pairs), bins=64)[0]
+    torch.testing.assert_close(wanted, reference_too)
+    found = HISTOGRAM_PEERS[peer](pairs)()
+    # Sums of single precision, and a value on the border of two bins.
+    torch.testing.assert_close(torch.tensor(found).double(), wanted, rtol=0.01, atol=0.01)
