@@ -19,7 +19,10 @@ inline constexpr int kSums = 2;
 inline std::int64_t multiply_adds(std::int64_t rounds, float* sums) {
   vec16f sum[kSums];
   const vec16f factor = broadcast(sums[0]), addend = broadcast(sums[1]);
-  CAUSALPRUNE_UNROLL for (int k = 0; k < kSums; ++k) sum[k] = broadcast(sums[k]);
+  // No two registers alike: a compiler that sees the same sum twice computes it once.
+  CAUSALPRUNE_UNROLL for (int k = 0; k < kSums; ++k) {
+    sum[k] = add(load(sums), broadcast(static_cast<float>(k)));
+  }
   for (std::int64_t round = 0; round < rounds; ++round) {
     CAUSALPRUNE_UNROLL for (int k = 0; k < kSums; ++k) sum[k] = fmadd(sum[k], factor, addend);
   }
