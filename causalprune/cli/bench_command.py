@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
@@ -14,11 +14,15 @@ from causalprune.cli.bench_tables import (
     show_convolutions,
     show_information,
     show_path,
+    show_replay,
     show_sensitivity,
     show_target,
 )
 from causalprune.cli.console import errors_in_one_line
 from causalprune.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from causalprune.measures.convolution_layers import ConvolutionLayer
 
 __all__ = ["bench"]
 
@@ -39,9 +43,11 @@ class Kernel(str, Enum):
     path = "path"
     sensitivity = "sensitivity"
     mi = "mi"
+    replay = "replay"
 
 
-_BATCHES = {Kernel.sensitivity: "8"}
+_BATCHES = {Kernel.sensitivity: "8", Kernel.replay: "64"}
+_BLOCKS = ("layer1.1", "layer2.1", "layer3.1")
 _TARGET_SECONDS = 60.0
 
 
@@ -54,7 +60,7 @@ def bench(
         str | None, typer.Option(help="Only layers, or pairs of them, whose name contains this.")
     ] = None,
     batch: Annotated[
-        str | None, typer.Option(help="Images. Default: 1,8,64; for sensitivity 8.")
+        str | None, typer.Option(help="Images. Default: 1,8,64; for sensitivity 8, replay 64.")
     ] = None,
     kept: Annotated[
         str | None,
@@ -76,7 +82,9 @@ def bench(
     statistics and the gradient-weighted sum alone, as multiples of the fastest forward pass.
     sensitivity: relative sensitivities of their weights, beside a Python loop and torch's matrix
     products. mi: mutual information between the units of two layers, by histograms and spanning
-    trees, beside numpy, torch, scikit-learn and scipy.
+    trees, beside numpy, torch, scikit-learn and scipy. replay: a layer's output after a change of
+    one input channel, and a ResNet-20's without each filter of a block, beside running everything
+    again.
     """
     with errors_in_one_line():
         if threads < 1:
@@ -136,6 +144,8 @@ def _layers(
     from causalprune.measures.convolution_layers import LAYERS
 
     layers = _chosen(LAYERS, part)
+    if kernel is Kernel.replay:
+        return _replay(layers, part, how)
     _check_chosen(layers, LAYERS, part)
     if kernel is Kernel.sparse:
         from causalprune.measures.kernel_benchmarks import sparse_timings
@@ -156,6 +166,29 @@ def _layers(
     from causalprune.measures.sensitivity_timings import sensitivity_timings
 
     return show_sensitivity(sensitivity_timings(layers, **how))
+
+
+def _replay(
+    layers: list[ConvolutionLayer], part: str | None, how: dict[str, Any]
+) -> list[dict[str, Any]]:
+    import torch
+
+    from causalprune.experiments.cifar_resnets import cifar_resnet
+    from causalprune.measures.convolution_layers import LAYERS
+    from causalprune.measures.replay_timings import network_replay_timing, update_timings
+
+    network = "ResNet-20 network"
+    blocks = [name for name in _BLOCKS if part is None or part in f"{network} {name}"]
+    if not layers and not blocks:
+        known = ", ".join([*(each.name for each in LAYERS), *(f"{network} {b}" for b in _BLOCKS)])
+        raise InvalidArgumentError(f"--layer: expected part of one of {known}, got {part!r}")
+    batches = how.pop("batches")
+    torch.manual_seed(0)
+    model, images = cifar_resnet(20).eval(), torch.randn(max(batches), 3, 32, 32)
+    return show_replay(
+        update_timings(layers, batches, **how),
+        (network_replay_timing(model, images, block, network=network, **how) for block in blocks),
+    )
 
 
 def _information(part: str | None, full: bool, how: dict[str, Any]) -> list[dict[str, Any]]:

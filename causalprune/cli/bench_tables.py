@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from causalprune.measures.information_timings import InformationTiming
     from causalprune.measures.kernel_benchmarks import ConvolutionTiming
     from causalprune.measures.path_timings import PathTiming
+    from causalprune.measures.replay_timings import NetworkReplayTiming, UpdateTiming
     from causalprune.measures.sensitivity_timings import SensitivityTiming
 
 __all__ = ["show_convolutions", "show_information", "show_path", "show_sensitivity", "show_target"]
@@ -118,6 +119,39 @@ def show_target(timing: InformationTiming, limit_seconds: float) -> Rows:
         f"(at most {limit_seconds:.0f} wanted), {timing.native_us / 1e3:.1f} ms a pair"
     )
     return [timing.as_dict()]
+
+
+def show_replay(updates: Iterable[UpdateTiming], networks: Iterable[NetworkReplayTiming]) -> Rows:
+    """Print what a change of one unit costs, by layer and for a whole network."""
+
+    def update(t: UpdateTiming) -> tuple[str, ...]:
+        times = (t.native_ms, min(t.whole_ms.values()), min(t.difference_ms.values()))
+        faster = (t.faster_than_whole, t.faster_than_difference)
+        return (
+            *(t.layer, str(t.rows)),
+            *(f"{time:.2f}" for time in times),
+            *(_times(each) for each in faster),
+            f"{t.gigabytes_per_second:.0f}",
+        )
+
+    def network(t: NetworkReplayTiming) -> tuple[str, ...]:
+        return (
+            *(f"{t.network} {t.module}", str(t.units), str(t.images), f"{t.native_us:.0f}"),
+            *(f"{min(t.forward_us.values()):.0f}", _times(t.speedup)),
+        )
+
+    update_columns = ("layer", "n", "ours ms", "whole", "diff", "faster", "", "GB/s")
+    network_columns = ("network and block", "units", "n", "ours us", "whole", "faster")
+    rows = _shown(update_columns, updates, update)
+    rows += _shown(network_columns, networks, network)
+    _note(
+        "n: rows, which are images with a unit changed. whole: everything again, by the fastest of "
+        "torch's layouts. diff: torch's convolution of the changed channel's difference, added to "
+        "the plain output. faster: than the one, than the other. GB/s: plain output and "
+        "difference read, new output written. Networks have random weights, and times are for "
+        "one unit and image."
+    )
+    return rows
 
 
 def _times(share: float) -> str:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cli.refusals import refusal
 from typer.testing import CliRunner, Result
 
 from causalprune.cli import app
+from causalprune.errors import InvalidArgumentError
 from causalprune.measures.information_peers import HISTOGRAM_PEERS, Pairs
 from causalprune.measures.information_timings import target_timing
+from causalprune.measures.replay_timings import network_replay_timing
 
 
 def _run(*arguments: str) -> Result:
@@ -101,6 +104,30 @@ def test_information_of_a_whole_pair_of_layers() -> None:
     assert timing.seconds > 0 and not timing.peers_us
 
 
+def test_replay_of_a_layer(tmp_path: Path) -> None:
+    (row,) = _rows(tmp_path, "replay", "--layer", "64x8x8", "--batch", "3")
+    assert set(row["difference_ms"]) == {"nchw", "channels_last"} <= set(row["whole_ms"])
+    assert row["faster_than_whole"] == min(row["whole_ms"].values()) / row["native_ms"]
+    fastest = min(row["difference_ms"].values())
+    assert row["faster_than_difference"] == fastest / row["native_ms"]
+    outputs, inputs = 3 * 64 * 64, 3 * 64
+    milliseconds = row["native_ms"] * 1e6
+    assert row["gflops"] == pytest.approx(outputs * 9 * 2 / milliseconds)
+    assert row["gigabytes_per_second"] == pytest.approx(4 * (2 * outputs + inputs) / milliseconds)
+
+
+def test_replay_of_a_network(tmp_path: Path) -> None:
+    (row,) = _rows(tmp_path, "replay", "--layer", "network layer3.1", "--batch", "2")
+    assert (row["module"], row["units"], row["images"]) == ("layer3.1", 128, 2)
+    assert row["speedup"] == min(row["forward_us"].values()) / row["native_us"] > 0
+
+
+def test_replay_below_no_module_is_refused() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    with pytest.raises(InvalidArgumentError, match="module: expected part of one of"):
+        network_replay_timing(model.eval(), torch.randn(2, 3), "other")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -113,6 +140,7 @@ def test_information_of_a_whole_pair_of_layers() -> None:
         (("sensitivity", "--kept", "0.5"), "got it with sensitivity"),
         (("mi", "--batch", "2"), "--batch: expected with"),
         (("mi", "--layer", "nowhere"), "--layer: expected part of one of 64 x 64 units"),
+        (("replay", "--layer", "nowhere"), "ResNet-20 network layer1.1, "),
         (("sparse", "--full"), "--full: expected with mi only, got it with sparse"),
     ],
 )
