@@ -19,7 +19,7 @@ from causalprune.measures.convolution_layers import (
     dense_alternatives,
     layer_tensors,
 )
-from causalprune.measures.kernel_timing import fastest_seconds
+from causalprune.measures.kernel_timing import fastest_seconds, round_times
 from causalprune.measures.latency import torch_threads
 from causalprune.ops.packed_layouts import Lanes, Window, lane_choices, native_layout, strips_for
 
@@ -61,6 +61,8 @@ class ConvolutionTiming:
         Images, row strips, column strips.
     blocking : tuple of int
         Rows that share taps, tile height and width, channels of a block.
+    spread : float
+        How much longer the median round of ours in the packed layout took, as a fraction.
     """
 
     layer: str
@@ -75,6 +77,7 @@ class ConvolutionTiming:
     peak_gflops: float
     lanes: tuple[int, int, int]
     blocking: tuple[int, int, int, int]
+    spread: float
 
     @property
     def best_dense_ms(self) -> float:
@@ -252,12 +255,12 @@ def _timing(
     packed = {f"packed {k}": each.run for k, each in enumerate(choices)}
     first = fastest_seconds(packed, threads=threads, seconds=seconds / 4, least_rounds=2)
     best = choices[int(min(first, key=first.__getitem__).split()[1])]
-    found = fastest_seconds(
+    found = round_times(
         {**dense, **peers, "native": best.run, "with packing": best.run_with_packing},
         threads=threads,
         seconds=seconds,
     )
-    milliseconds = {name: 1e3 * value for name, value in found.items()}
+    milliseconds = {name: 1e3 * times.seconds for name, times in found.items()}
     operations = 2.0 * best.plan.n_taps * layer.size**2 * len(x)
     return ConvolutionTiming(
         layer.name,
@@ -268,10 +271,11 @@ def _timing(
         {name: milliseconds[name] for name in peers},
         milliseconds["native"],
         milliseconds["with packing"],
-        operations / found["native"] / 1e9,
+        operations / found["native"].seconds / 1e9,
         peak * threads,
         (best.lanes.images, best.lanes.rows, best.lanes.columns),
         best.plan.blocking,
+        found["native"].spread,
     )
 
 

@@ -42,7 +42,7 @@ def test_figures_of_one_layer(kernel: str, tmp_path: Path) -> None:
         else:
             assert {"nchw", "channels_last"} <= set(row["dense_ms"])
             assert row["speedup"] == min(row["dense_ms"].values()) / row["native_ms"]
-            assert row["gflops"] > 0 and row["peak_gflops"] > 0
+            assert row["gflops"] > 0 and row["peak_gflops"] > 0 and row["spread"] >= 0
     if kernel == "channel":
         assert "gather" in record["rows"][0]["peers_ms"]
 
