@@ -1,6 +1,7 @@
 """What the roofline shows: ceilings of this machine, and operators by work, traffic and time.
 
-How operations are counted, for every output position (those at the border included) and image:
+How operations are counted, for every output position and image, padding included (who leaves it
+out, as torch's convolutions do, can come out above the limit on small maps):
 
 - forward: two for every weight (a multiplication and an addition).
 - path_effects: those two for every weight, which make the contribution of each edge; then for every
