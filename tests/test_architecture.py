@@ -38,6 +38,7 @@ FLOOR = {room: len(FLOORS) - k for k, rooms in enumerate(FLOORS) for room in roo
 RECORD_READERS = ("analysis", "reports")  # they never touch torch
 # Imported by the functions that use them, so that causalprune installs and starts without them.
 OPTIONAL = {
+    "captum",
     "cpuinfo",
     "dowhy",
     "econml",

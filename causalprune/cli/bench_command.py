@@ -74,6 +74,9 @@ def bench(
             "--full", help="mi: also one pair of ResNet-56's layers in full, on two threads."
         ),
     ] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="path: also captum's scores of the same units.")
+    ] = False,
 ) -> None:
     """Time the native kernels beside the best of what does without them.
 
@@ -89,7 +92,7 @@ def bench(
     with errors_in_one_line():
         if threads < 1:
             raise InvalidArgumentError(f"--threads: expected at least 1, got {threads}")
-        _check_options(kernel, batch=batch, kept=kept, full=full or None)
+        _check_options(kernel, batch=batch, kept=kept, full=full or None, peers=peers or None)
         how: dict[str, Any] = {"threads": threads, "seconds": seconds}
         if kernel is Kernel.mi:
             rows = _information(layer, full, how)
@@ -97,6 +100,8 @@ def bench(
             given = _BATCHES.get(kernel, "1,8,64") if batch is None else batch
             how["batches"] = [int(value) for value in _numbers("--batch", given)]
             shares = None if kept is None else _numbers("--kept", kept)
+            if peers:
+                how["peers"] = True
             rows = _layers(kernel, layer, shares, how)
         if json_file is not None:
             _write(json_file, kernel, rows)
@@ -109,6 +114,7 @@ def _check_options(kernel: Kernel, **given: object) -> None:
         "batch": set(Kernel) - {Kernel.mi},
         "kept": {Kernel.sparse, Kernel.channel},
         "full": {Kernel.mi},
+        "peers": {Kernel.path},
     }
     for name, value in given.items():
         if value is not None and kernel not in meant[name]:

@@ -49,7 +49,38 @@ def show_path(timings: Iterable[PathTiming]) -> Rows:
             *(f"{share:.2f}x" for share in shares),
         )
 
-    return _shown(("layer", "n", "forward ms", "all ms", "all", "weighted"), timings, cells)
+    kept: list[PathTiming] = []
+    columns = ("layer", "n", "forward ms", "all ms", "all", "weighted")
+    rows = _shown(columns, _kept(timings, kept), cells)
+    _show_captum(kept)
+    return rows
+
+
+def _kept(timings: Iterable[Timing], kept: list[Timing]) -> Iterator[Timing]:
+    for timing in timings:
+        kept.append(timing)
+        yield timing
+
+
+def _show_captum(timings: list[PathTiming]) -> None:
+    """Print captum's time for a unit beside ours, where it was asked for."""
+    from causalprune.measures.captum_peers import CAPTUM_PEERS
+
+    for name, reason in dict(pair for t in timings for pair in t.skipped.items()).items():
+        _note(f"{name} was skipped: {reason}")
+
+    def cells(t: PathTiming) -> tuple[str, ...]:
+        captum = (f"{1e3 * t.captum_ms[name] / t.units:,.0f}" for name in CAPTUM_PEERS)
+        return t.layer, str(t.batch), f"{1e3 * t.weighted_ms / t.units:.1f}", *captum
+
+    found = [timing for timing in timings if timing.captum_ms]
+    if _shown(("layer", "n", "ours us", *CAPTUM_PEERS), found, cells):
+        _note(
+            "Microseconds for one input channel. Captum scores units, not edges; ours, the "
+            "weighted sum, has every edge of that channel besides."
+        )
+        for name, told in CAPTUM_PEERS.items():
+            _note(f"{name}: {told}; timed on part of the work, scaled.")
 
 
 def show_sensitivity(timings: Iterable[SensitivityTiming]) -> Rows:

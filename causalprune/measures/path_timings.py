@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from causalprune.errors import MissingDependencyError
+from causalprune.measures.captum_peers import CaptumPeer, captum_peers
 from causalprune.measures.kernel_benchmarks import LAYERS, ConvolutionLayer, dense_alternatives
 from causalprune.measures.kernel_timing import fastest_seconds
 from causalprune.measures.latency import torch_threads
@@ -32,6 +34,13 @@ class PathTiming:
         ``causalprune.ops.path_effects``, all statistics.
     weighted_ms : float
         The gradient-weighted sum alone.
+    units : int
+        Input channels.
+    captum_ms : dict of str to float
+        Captum's methods, which score these units and no edges, scaled from part of the work; empty
+        unless asked for.
+    skipped : dict of str to str
+        What could not be timed, and why.
     """
 
     layer: str
@@ -40,6 +49,9 @@ class PathTiming:
     forward_ms: dict[str, float]
     native_ms: float
     weighted_ms: float
+    units: int
+    captum_ms: dict[str, float] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def times_forward(self) -> float:
@@ -67,6 +79,7 @@ def path_timings(
     threads: int = 1,
     seconds: float = 0.3,
     seed: int = 0,
+    peers: bool = False,
 ) -> Iterator[PathTiming]:
     """Time layers behind and before a ReLU, one after the other.
 
@@ -74,6 +87,8 @@ def path_timings(
     ----------
     layers, batches, threads, seconds, seed
         See :func:`causalprune.measures.kernel_benchmarks.sparse_timings`.
+    peers : bool
+        Whether captum's methods are timed too, where it is installed.
 
     Yields
     ------
@@ -98,5 +113,28 @@ def path_timings(
                     seconds=seconds,
                 )
                 milliseconds = {name: 1e3 * value for name, value in found.items()}
-                ours_ms = [milliseconds.pop(name) for name in ("native", "weighted")]
-                yield PathTiming(layer.name, batch, threads, milliseconds, *ours_ms)
+                all_ms, weighted_ms = (milliseconds.pop(name) for name in ("native", "weighted"))
+                captum_ms, skipped = {}, {}
+                if peers:
+                    try:
+                        captum = captum_peers(x, weight, bias, grad, padding)
+                        captum_ms = _captum_ms(captum, threads, seconds)
+                    except MissingDependencyError as error:
+                        skipped["captum"] = str(error)
+                yield PathTiming(
+                    layer.name,
+                    batch,
+                    threads,
+                    milliseconds,
+                    all_ms,
+                    weighted_ms,
+                    layer.inputs,
+                    captum_ms,
+                    skipped,
+                )
+
+
+def _captum_ms(peers: Mapping[str, CaptumPeer], threads: int, seconds: float) -> dict[str, float]:
+    runs = {name: peer.run for name, peer in peers.items()}
+    found = fastest_seconds(runs, threads=threads, seconds=seconds, least_rounds=1)
+    return {name: 1e3 * found[name] * peer.scale for name, peer in peers.items()}

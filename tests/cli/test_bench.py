@@ -57,6 +57,19 @@ def _rows(tmp_path: Path, kernel: str, *arguments: str) -> list[dict[str, Any]]:
     return list(record["rows"])
 
 
+def test_captum_beside_path(tmp_path: Path) -> None:
+    pytest.importorskip("captum")
+    (row,) = _rows(tmp_path, "path", "--layer", "64x8x8", "--batch", "2", "--peers")
+    assert set(row["captum_ms"]) == {"FeatureAblation", "LayerConductance"}
+
+
+def test_captum_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    (row,) = _rows(tmp_path, "path", "--layer", "64x8x8", "--batch", "2", "--peers")
+    assert row["captum_ms"] == {}
+    assert "pip install captum" in row["skipped"]["captum"]
+
+
 def test_sensitivity(tmp_path: Path) -> None:
     rows = _rows(tmp_path, "sensitivity", "--layer", "64x8x8", "--batch", "2")
     assert [row["aggregate"] for row in rows] == ["mean", "max"]
@@ -141,6 +154,7 @@ def test_replay_below_no_module_is_refused() -> None:
         (("mi", "--batch", "2"), "--batch: expected with"),
         (("mi", "--layer", "nowhere"), "--layer: expected part of one of 64 x 64 units"),
         (("replay", "--layer", "nowhere"), "ResNet-20 network layer1.1, "),
+        (("mi", "--peers"), "--peers: expected with path only, got it with mi"),
         (("sparse", "--full"), "--full: expected with mi only, got it with sparse"),
     ],
 )
