@@ -80,14 +80,20 @@ def bench(
 ) -> None:
     """Time the native kernels beside the best of what does without them.
 
-    sparse, channel: convolutions of ResNet-20 and ResNet-50 with zero weights or with lists of
-    channels, beside torch's dense ones. path: the effects of all edges of these layers, all
-    statistics and the gradient-weighted sum alone, as multiples of the fastest forward pass.
-    sensitivity: relative sensitivities of their weights, beside a Python loop and torch's matrix
-    products. mi: mutual information between the units of two layers, by histograms and spanning
-    trees, beside numpy, torch, scikit-learn and scipy. replay: a layer's output after a change of
-    one input channel, and a ResNet-20's without each filter of a block, beside running everything
-    again.
+    sparse, channel: convolutions of ResNet-20 and ResNet-50 with zeros or
+    lists of channels, beside torch's dense ones.
+
+    path: the effects of all edges of these layers, all statistics and the
+    gradient-weighted sum alone, as multiples of the fastest forward pass.
+
+    sensitivity: relative sensitivities of their weights, beside a Python loop
+    and torch's matrix products.
+
+    mi: mutual information between the units of two layers, by histograms and
+    spanning trees, beside numpy, torch, scikit-learn and scipy.
+
+    replay: a layer's output after a change of one input channel, and a
+    ResNet-20's without each filter of a block, beside running all again.
     """
     with errors_in_one_line():
         if threads < 1:
