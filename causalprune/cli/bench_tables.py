@@ -147,7 +147,8 @@ def show_target(timing: InformationTiming, limit_seconds: float) -> Rows:
     """Print the time of the whole pair of layers, and what it is to stay below."""
     _note(
         f"{timing.case}: {timing.seconds:.1f} s of wall time on {timing.threads} threads "
-        f"(at most {limit_seconds:.0f} wanted), {timing.native_us / 1e3:.1f} ms a pair"
+        f"(at most {limit_seconds:.0f} wanted), {timing.cpu_seconds or 0.0:.1f} s of CPU time "
+        "in all"
     )
     return [timing.as_dict()]
 

@@ -115,6 +115,17 @@ def test_information_of_a_whole_pair_of_layers() -> None:
     timing = target_timing(Pairs("small", 60, 4, 3, 1), threads=2)
     assert (timing.operator, timing.threads, timing.pairs) == ("spanning_tree_information", 2, 12)
     assert timing.seconds > 0 and not timing.peers_us
+    assert timing.cpu_seconds is not None and timing.cpu_seconds > 0
+
+
+def test_information_in_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = Pairs("small", 60, 3, 2, 1)
+    monkeypatch.setattr("causalprune.measures.information_peers.HISTOGRAMS", ())
+    monkeypatch.setattr("causalprune.measures.information_peers.TREES", (small,))
+    monkeypatch.setattr(target_timing, "__defaults__", (small,))
+    tree, target = _rows(tmp_path, "mi", "--full")
+    assert tree["threads"] == 1 and tree["cpu_seconds"] is None
+    assert (target["operator"], target["threads"]) == ("spanning_tree_information", 2)
 
 
 def test_replay_of_a_layer(tmp_path: Path) -> None:
