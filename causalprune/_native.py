@@ -29,6 +29,7 @@ __all__ = [
     "channel_update",
     "chosen_isa",
     "compiler",
+    "count_contingencies",
     "cuda_status",
     "histogram_information",
     "increments_per_second",
@@ -51,6 +52,7 @@ PackedProgram = _core.PackedProgram
 available_isas = _core.available_isas
 channel_update = _core.channel_update
 compiler: str = _core.compiler
+count_contingencies = _core.count_contingencies
 histogram_information = _core.histogram_information
 increments_per_second = _core.increments_per_second
 path_effects = _core.path_effects

@@ -2,6 +2,7 @@
 
 from causalprune.ops.channel_conv2d import channel_conv2d
 from causalprune.ops.channel_update import channel_update
+from causalprune.ops.count_contingencies import count_contingencies
 from causalprune.ops.histogram_information import histogram_information
 from causalprune.ops.path_effects import EDGE_STATISTICS, PathEffects, path_effects
 from causalprune.ops.relative_sensitivity import relative_sensitivity
@@ -16,6 +17,7 @@ __all__ = [
     "PathEffects",
     "channel_conv2d",
     "channel_update",
+    "count_contingencies",
     "histogram_information",
     "path_effects",
     "relative_sensitivity",

@@ -1,6 +1,7 @@
 """Plain-torch float64 oracles: each operator's definition, written to be read, not to be fast."""
 
 from causalprune.reference.channel_update import channel_update
+from causalprune.reference.count_contingencies import count_contingencies
 from causalprune.reference.histogram_information import histogram_information
 from causalprune.reference.path_effects import ACTIVATIONS, path_effects
 from causalprune.reference.relative_sensitivity import relative_sensitivity
@@ -16,6 +17,7 @@ __all__ = [
     "CONVOLUTION_ACTIVATIONS",
     "channel_conv2d",
     "channel_update",
+    "count_contingencies",
     "histogram_information",
     "path_effects",
     "relative_sensitivity",

@@ -6,6 +6,7 @@
 namespace causalprune {
 
 void bind_channel_update(pybind11::module_& module);
+void bind_contingencies(pybind11::module_& module);
 void bind_cuda_convolutions(pybind11::module_& module);  // in builds with CUDA kernels alone
 void bind_information(pybind11::module_& module);
 void bind_machine_rates(pybind11::module_& module);

@@ -42,8 +42,8 @@ struct DlTensor {
 class BorrowedTensor {
  public:
   // `name` is the argument's name in messages. Throws std::invalid_argument for anything that is
-  // not a tensor of `dtype` ("float32", "float64", "int32" or "int64") with `ndim` dimensions on a
-  // device of `device_type`.
+  // not a tensor of `dtype` ("float32", "float64", "int32", "int64" or "bool") with `ndim`
+  // dimensions on a device of `device_type`.
   BorrowedTensor(pybind11::handle tensor, const char* name, const char* dtype, int ndim,
                  std::int32_t device_type = kDlCpu);
 
@@ -63,6 +63,8 @@ class BorrowedTensor {
   double* doubles() const { return static_cast<double*>(data_); }
   const std::int32_t* int32s() const { return static_cast<const std::int32_t*>(data_); }
   const std::int64_t* int64s() const { return static_cast<const std::int64_t*>(data_); }
+  std::int64_t* mutable_int64s() const { return static_cast<std::int64_t*>(data_); }
+  const std::uint8_t* bools() const { return static_cast<const std::uint8_t*>(data_); }
 
  private:
   void take(const DlTensor& tensor, const char* dtype, int ndim, std::int32_t device_type);

@@ -41,6 +41,7 @@ PYBIND11_MODULE(_core, module) {
   module.def("chosen_isa",
              [] { return std::string(causalprune::isa_name(causalprune::chosen_isa())); });
   causalprune::bind_channel_update(module);
+  causalprune::bind_contingencies(module);
 #if defined(CAUSALPRUNE_WITH_CUDA)
   causalprune::bind_cuda_convolutions(module);
 #endif
