@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from causalprune.errors import InvalidArgumentError
-from causalprune.graph import UnitGroup
+from causalprune.graph import Interventions, UnitGroup
 from causalprune.scoring.ablation import ExactEffects
 from causalprune.scoring.cexcnn import probability_of
 from causalprune.scoring.contingency import (
     Contingencies,
     Search,
-    Slack,
     Units,
-    smallest_contingencies,
+    grow_sets,
+    try_every_set,
 )
 from causalprune.scoring.methods import Job, fixed_outcome
-from causalprune.scoring.outcomes import Outcome, evaluate
+from causalprune.scoring.outcomes import OUTCOMES, Outcome, evaluate
 
 __all__ = ["PREDICTION", "contingencies_per_image", "contingency_table", "search_notes"]
 
 ROWS = 64
-"""Sets that are run side by side, each on a copy of the image."""
+"""Copies of images that are run side by side, each without a set of units."""
+IMAGES = 8
+"""Images that share the rows while every set is tried: few sets fill them, too."""
 
 PREDICTION = Outcome(
     "prediction", lambda logits, targets: logits.argmax(1).double(), None, False, False
@@ -100,14 +104,24 @@ def contingencies_per_image(
     runs = 0.0
     with torch.no_grad(), job.bar(method, None) as advance:
         for batch in job.batches:
-            for image in batch.inputs:
-                plain = exact.interventions.observe(image.repeat(ROWS, *[1] * image.ndim))
-                runs += ROWS
-                event = _event(plain[:1], theta, target_class)
-                for group in groups:
-                    slack = _slack_of(exact, group, event)
-                    found[group.name].append(smallest_contingencies(group.n_units, slack, search))
-                    advance()
+            for images in torch.split(batch.inputs, IMAGES):
+                seen = _observed(exact.interventions, images, theta, target_class)
+                runs += seen.n_rows
+                tried = [
+                    try_every_set(
+                        group.n_units, len(images), functools.partial(_slack, seen, group), search
+                    )
+                    for group in groups
+                ]
+                for place, image in enumerate(images):
+                    here = [of_images[place] for of_images in tried]
+                    if len(images) > 1 and any(one.goes_on(search) for one in here):
+                        seen = _observed(exact.interventions, image[None], theta, target_class)
+                        runs += seen.n_rows
+                    for group, one in zip(groups, here, strict=True):
+                        slack = functools.partial(_slack_of_sets, seen, group)
+                        found[group.name].append(grow_sets(one, slack, search))
+                        advance()
     shared = runs / sum(group.n_units for group in groups)
     costs = {
         group.name: shared
@@ -143,59 +157,91 @@ def _chosen(job: Job, layers: Sequence[str] | None) -> list[UnitGroup]:
     return [job.graph.group(name) for name in dict.fromkeys(layers)]
 
 
-def _event(plain: Tensor, theta: float | None, target_class: int | None) -> Outcome:
-    """Slack of the event on the image with logits `plain` [1, K], as an outcome."""
-    label = int(plain.argmax(1)) if target_class is None else target_class
+@dataclass(frozen=True)
+class _Observed:
+    """Copies of images that the network was run on, one image's behind the other's."""
 
-    def lead(logits: Tensor, targets: Tensor | None) -> Tensor:
-        others = logits.index_fill(1, torch.tensor([label], device=logits.device), -torch.inf)
-        return logits[:, label] - others.amax(1)
+    interventions: Interventions
+    event: Outcome
+    labels: Tensor  # [n_rows] class that the event is about
+    n_images: int
 
+    @property
+    def n_rows(self) -> int:
+        return len(self.labels)
+
+
+def _observed(
+    interventions: Interventions, images: Tensor, theta: float | None, target_class: int | None
+) -> _Observed:
+    """Run the network as it is on as many copies of `images` [n, ...] as there are rows for."""
+    copies = max(1, ROWS // len(images))
+    plain = interventions.observe(images.repeat_interleave(copies, 0)).double()
     if theta is None:
-        return Outcome("lead of the predicted class", lead, True, False, False)
-    probability = probability_of(label).function
-    least = probability(plain.double(), None) - theta
+        lead = OUTCOMES["margin"].function
+        event = Outcome("lead of the predicted class", lead, True, False, False)
+        return _Observed(interventions, event, plain.argmax(1), len(images))
+    if target_class is None:
+        labels = plain.argmax(1)
+    else:
+        probability_of(target_class).function(plain, None)  # refuses what is no class
+        labels = torch.full_like(plain.argmax(1), target_class)
+    probability = OUTCOMES["probability"].function
+    least = probability(plain, labels) - theta
 
-    def above(logits: Tensor, targets: Tensor | None) -> Tensor:
-        return probability(logits, None) - least
+    def above(logits: Tensor, targets: Tensor) -> Tensor:
+        return probability(logits, targets) - least
 
-    return Outcome("probability above the threshold", above, True, False, False)
+    event = Outcome("probability above the threshold", above, True, False, False)
+    return _Observed(interventions, event, labels, len(images))
 
 
-def _slack_of(exact: ExactEffects, group: UnitGroup, event: Outcome) -> Slack:
-    """Run sets of units of `group` as rows of batches, on copies of the observed image."""
+def _slack(seen: _Observed, group: UnitGroup, masks: Tensor) -> Tensor:
+    """Slack [M, n_images] of the event without the units `masks` [M, n_units] of `group`."""
+    copies = seen.n_rows // seen.n_images
+    where = f"after removing sets of units of layer {group.name!r}"
+    parts = []
+    for part in torch.split(masks, copies):
+        spare = part[:1].expand(copies - len(part), -1)
+        rows = torch.cat([part, spare]).repeat(seen.n_images, 1)
+        output = seen.interventions.remove_masked({group.name: rows})
+        slack = evaluate(seen.event, output, seen.labels, where).view(seen.n_images, copies)
+        parts.append(slack[:, : len(part)].T.cpu())
+    return torch.cat(parts)
 
-    def slack(sets: Sequence[Units]) -> Tensor:
-        parts = []
-        for start in range(0, len(sets), ROWS):
-            rows = sets[start : start + ROWS]
-            mask = torch.zeros(ROWS, group.n_units, dtype=torch.bool)
-            for row, units in enumerate(rows):
-                mask[row, list(units)] = True
-            mask[len(rows) :] = mask[0]  # rows to spare
-            output = exact.interventions.remove_masked({group.name: mask})
-            where = f"after removing sets of units of layer {group.name!r}"
-            parts.append(evaluate(event, output, None, where)[: len(rows)].cpu())
-        return torch.cat(parts)
 
-    return slack
+def _slack_of_sets(seen: _Observed, group: UnitGroup, sets: Sequence[Units]) -> Tensor:
+    """Slack [n_sets] of one image without sets of equally many units."""
+    masks = torch.zeros(len(sets), group.n_units, dtype=torch.bool)
+    return _slack(seen, group, masks.scatter_(1, torch.tensor(sets), True))[:, 0]
 
 
 def contingency_table(found: Mapping[str, Sequence[Contingencies]]) -> dict[str, list[object]]:
     """Return columns with one row per image and unit.
 
     ``image``, ``group``, ``unit``, ``responsibility``, ``upper`` (equal to it where it is exact),
-    ``exact``, ``contingency`` (size of the set found, -1 without) and ``witness`` (its units,
-    separated by blanks).
+    ``exact``, ``contingency`` (size of the set found, -1 without), ``n_contingencies`` (how many
+    contingency sets of that size there are, 0 without; -1 where not all sets of the size were
+    tried) and ``witness`` (the units of the first of them, separated by blanks).
 
     Examples
     --------
-    >>> table = contingency_table({"conv1": [Contingencies(((1,), None), depth=2, n_sets=3)]})
-    >>> table["responsibility"], table["exact"], table["witness"]
-    ([0.5, 0.0], [True, True], ['1', ''])
+    >>> found = Contingencies(((1,), None), (1, 0), depth=2, n_sets=3)
+    >>> table = contingency_table({"conv1": [found]})
+    >>> table["responsibility"], table["exact"], table["n_contingencies"], table["witness"]
+    ([0.5, 0.0], [True, True], [1, 0], ['1', ''])
     """
-    names = ("image", "group", "unit", "responsibility", "upper", "exact", "contingency", "witness")
-    columns: dict[str, list[object]] = {name: [] for name in names}
+    columns: dict[str, list[object]] = {
+        "image": [],
+        "group": [],
+        "unit": [],
+        "responsibility": [],
+        "upper": [],
+        "exact": [],
+        "contingency": [],
+        "n_contingencies": [],
+        "witness": [],
+    }
     for group, results in found.items():
         for image, result in enumerate(results):
             n = len(result.witness)
@@ -206,6 +252,7 @@ def contingency_table(found: Mapping[str, Sequence[Contingencies]]) -> dict[str,
             columns["upper"] += result.upper.tolist()
             columns["exact"] += result.exact.tolist()
             columns["contingency"] += [-1 if w is None else len(w) for w in result.witness]
+            columns["n_contingencies"] += [-1 if n is None else n for n in result.n_smallest]
             columns["witness"] += [" ".join(map(str, w or ())) for w in result.witness]
     return columns
 
@@ -215,7 +262,8 @@ def search_notes(found: Mapping[str, Sequence[Contingencies]]) -> tuple[str, ...
 
     Examples
     --------
-    >>> search_notes({"conv1": [Contingencies(((1,), None, None), depth=1, n_sets=9)]})[0][:49]
+    >>> found = Contingencies(((1,), None, None), (2, None, None), depth=1, n_sets=9)
+    >>> search_notes({"conv1": [found]})[0][:49]
     '2 of 3 responsibilities are lower bounds: smaller'
     """
     exact = torch.cat([result.exact for results in found.values() for result in results])

@@ -52,8 +52,9 @@ def responsibility(
     (falls of accuracy, or of the probability of `target_class`) on the images given and adds them
     up; see :func:`additive_responsibility`. ``form="exact"`` is about one image: it removes sets
     of units of one group and looks whether the prediction flips; table ``contingencies`` tells for
-    every unit the set found, and whether a smaller one is ruled out (``exact``) or the
-    responsibility is a lower bound. For several images: method ``blame``.
+    every unit the set found, how many there are of its size (``n_contingencies``, -1 where not all
+    were tried), and whether a smaller one is ruled out (``exact``) or the responsibility is a lower
+    bound. For several images: method ``blame``.
 
     Parameters
     ----------
