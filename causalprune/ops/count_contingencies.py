@@ -68,7 +68,8 @@ def count_contingencies(
     """
     _check_tables(sets, flipped)
     if max_size is None:
-        max_size = int(sets.sum(1).max()) if sets.numel() else 0
+        # In int32: torch adds up bools several times faster than in int64.
+        max_size = int(sets.sum(1, dtype=torch.int32).max()) if sets.numel() else 0
     if not isinstance(max_size, int) or isinstance(max_size, bool) or not 0 <= max_size < 2**31:
         raise InvalidArgumentError(f"max_size: expected an int of at least 0, got {max_size!r}")
     try:
