@@ -75,6 +75,16 @@ CAUSALPRUNE_INLINE vec16f pow2(vec16f n) {
   const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
 }
+// Which lanes have their sign bit set, and lane by lane a where it is not and b where it is.
+struct signs16 {
+  __mmask16 v;
+};
+CAUSALPRUNE_INLINE signs16 signs(vec16f a) {
+  return {_mm512_movepi32_mask(_mm512_castps_si512(a.v))};
+}
+CAUSALPRUNE_INLINE vec16f select(signs16 negative, vec16f a, vec16f b) {
+  return {_mm512_mask_blend_ps(negative.v, a.v, b.v)};
+}
 // The first n lanes, zero in the others; reads no further.
 CAUSALPRUNE_INLINE vec16f load_first(const float* p, int n) {
   return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p)};
@@ -169,6 +179,12 @@ CAUSALPRUNE_INLINE vec16f pow2(vec16f n) {
   return {_mm256_castsi256_ps(lo), _mm256_castsi256_ps(hi)};
 }
 
+using signs16 = vec16f;
+CAUSALPRUNE_INLINE signs16 signs(vec16f a) { return a; }
+CAUSALPRUNE_INLINE vec16f select(signs16 negative, vec16f a, vec16f b) {
+  return {_mm256_blendv_ps(a.lo, b.lo, negative.lo), _mm256_blendv_ps(a.hi, b.hi, negative.hi)};
+}
+
 #else
 
 #if defined(CAUSALPRUNE_ISA_NEON)
@@ -191,6 +207,10 @@ CAUSALPRUNE_INLINE part part_abs(part a) { return vabsq_f32(a); }
 CAUSALPRUNE_INLINE part part_fmadd(part a, part b, part c) { return vfmaq_f32(c, a, b); }
 CAUSALPRUNE_INLINE part part_fnmadd(part a, part b, part c) { return vfmsq_f32(c, a, b); }
 CAUSALPRUNE_INLINE part part_round(part a) { return vrndnq_f32(a); }
+CAUSALPRUNE_INLINE part part_select(part sign, part a, part b) {
+  const uint32x4_t negative = vcltzq_s32(vreinterpretq_s32_f32(sign));
+  return vbslq_f32(negative, b, a);
+}
 CAUSALPRUNE_INLINE part part_pow2(part n) {
   return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
 }
@@ -213,6 +233,9 @@ CAUSALPRUNE_INLINE part part_min(part a, part b) { return a < b ? a : b; }
 CAUSALPRUNE_INLINE part part_abs(part a) { return a < 0.0f ? -a : a; }
 CAUSALPRUNE_INLINE part part_fmadd(part a, part b, part c) { return a * b + c; }
 CAUSALPRUNE_INLINE part part_fnmadd(part a, part b, part c) { return c - a * b; }
+CAUSALPRUNE_INLINE part part_select(part sign, part a, part b) {
+  return __builtin_signbitf(sign) ? b : a;
+}
 CAUSALPRUNE_INLINE part part_round(part a) {
   // Adding and taking away 1.5 * 2^23 rounds to nearest in the default rounding mode.
   const float shifted = a + 12582912.0f;
@@ -267,6 +290,11 @@ CAUSALPRUNE_INLINE vec16f fmadd(vec16f a, vec16f b, vec16f c) {
 }
 CAUSALPRUNE_INLINE vec16f fnmadd(vec16f a, vec16f b, vec16f c) {
   CAUSALPRUNE_EACH_PART(part_fnmadd(a.v[k], b.v[k], c.v[k]));
+}
+using signs16 = vec16f;
+CAUSALPRUNE_INLINE signs16 signs(vec16f a) { return a; }
+CAUSALPRUNE_INLINE vec16f select(signs16 negative, vec16f a, vec16f b) {
+  CAUSALPRUNE_EACH_PART(part_select(negative.v[k], a.v[k], b.v[k]));
 }
 CAUSALPRUNE_INLINE vec16f round_nearest(vec16f a) { CAUSALPRUNE_EACH_PART(part_round(a.v[k])); }
 CAUSALPRUNE_INLINE vec16f pow2(vec16f n) { CAUSALPRUNE_EACH_PART(part_pow2(n.v[k])); }

@@ -82,17 +82,24 @@ struct Shape {
   std::int64_t positions() const { return out_height * out_width; }
 };
 
+// What was seen while a point was read.
+struct Seen {
+  bool negative = false, finite = true;
+};
+
 struct Workspace {
   AlignedArray<float> positive, negative;  // [inputs, padded height, padded width]
   AlignedArray<float> inverse, total;
   AlignedArray<float> best;  // [groups * blocks, weights, 16]
   std::vector<std::int64_t> position;
+  std::int64_t points = -1;  // which image and group the planes hold
+  Seen seen;
 
   Workspace(const SensitivityProblem& p, const Shape& s)
       : positive(zeros(checked_product(s.inputs, s.plane))),
         negative(zeros(checked_product(s.inputs, s.plane))),
         inverse(aligned_array<float>(kTilePositions * 2 * kBlock)),
-        total(aligned_array<float>(checked_product(s.weights, 2 * kBlock))),
+        total(aligned_array<float>(checked_product(s.weights, kBlock))),
         best(zeros(checked_product(checked_product(p.groups * s.blocks, s.weights), kBlock))),
         position(static_cast<std::size_t>(kTilePositions)) {}
 
@@ -120,11 +127,6 @@ AlignedArray<float> pack_weight(const SensitivityProblem& p, const Shape& s) {
   }
   return packed;
 }
-
-// What was seen while a point was read.
-struct Seen {
-  bool negative = false, finite = true;
-};
 
 // The image's positive part, and its negative part with the sign turned, into the planes.
 Seen read_points(const SensitivityProblem& p, const Shape& s, std::int64_t image,
@@ -164,17 +166,20 @@ struct Task {
   bool run(std::int64_t index) {
     const std::int64_t block = index % (p.groups * s.blocks);
     const std::int64_t image = index / (p.groups * s.blocks);
-    const Seen seen = read_points(p, s, image, block / s.blocks, w);
-    if (!seen.finite) return false;
+    if (const std::int64_t points = index / s.blocks; w.points != points) {
+      w.seen = read_points(p, s, image, block / s.blocks, w);
+      w.points = points;
+    }
+    if (!w.seen.finite) return false;
     bool finite = run_point(w.positive.get(), block);
-    if (seen.negative) finite &= run_point(w.negative.get(), block);
+    if (w.seen.negative) finite &= run_point(w.negative.get(), block);
     return finite;
   }
 
   bool run_point(const float* x, std::int64_t block) {
     const std::int64_t n_positions = s.positions();
     const float* weight = packed + block * s.weights * kBlock;
-    std::fill_n(w.total.get(), s.weights * 2 * kBlock, 0.0f);
+    std::fill_n(w.total.get(), s.weights * kBlock, 0.0f);
     bool finite = true;
     for (std::int64_t first = 0; first < n_positions; first += kTilePositions) {
       const std::int64_t n = std::min(kTilePositions, n_positions - first);

@@ -77,13 +77,13 @@ struct SensitivityTile {
   const float* x;                // the point's values, none of them negative
   const float* weight;           // [n_weights, 16]
   float* inverse;                // [n_positions, 2, 16] room for 1 / denominator
-  float* total;                  // [n_weights, 2, 16] sum or maximum so far of a / denominator
+  float* total;                  // [n_weights, 16] sum or maximum so far of a / denominator
 };
 
 struct SensitivityKernels {
   // Takes a tile's positions into `total`. Tells whether all denominators were finite.
   bool (*tile)(Aggregate aggregate, const SensitivityTile& tile);
-  // best = max(best, scale * |weight| * total of the weight's sign), [n_weights, 16].
+  // best = max(best, scale * |weight| * total), [n_weights, 16].
   void (*raise)(std::int64_t n_weights, const float* weight, const float* total, float scale,
                 float* best);
 };

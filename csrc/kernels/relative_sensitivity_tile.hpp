@@ -62,33 +62,31 @@ CAUSALPRUNE_INLINE bool invert(std::int64_t n, float* values) {
   return broken == 0;
 }
 
-// total[first .. first + K) of the tile's positions.
+// total[first .. first + K) of the tile's positions. A weight has one sign, so of a position's two
+// inverses it needs one: picking it costs less than adding both up.
 template <bool take_max, int K>
 CAUSALPRUNE_INLINE void add_shares(const SensitivityTile& t, std::int64_t first) {
   const float* from[K];
-  CAUSALPRUNE_UNROLL for (int k = 0; k < K; ++k) from[k] = t.x + t.tap[first + k];
-  BySign found[K];
-  CAUSALPRUNE_UNROLL for (int k = 0; k < K; ++k) found[k] = {zero(), zero()};
+  signs16 negative[K];
+  vec16f found[K];
+  CAUSALPRUNE_UNROLL for (int k = 0; k < K; ++k) {
+    from[k] = t.x + t.tap[first + k];
+    negative[k] = signs(load(t.weight + (first + k) * kLanes));
+    found[k] = zero();
+  }
   for (std::int64_t p = 0; p < t.n_positions; ++p) {
     const vec16f plus = load(t.inverse + p * 2 * kLanes);
     const vec16f minus = load(t.inverse + p * 2 * kLanes + kLanes);
     const std::int64_t position = t.position[p];
     CAUSALPRUNE_UNROLL for (int k = 0; k < K; ++k) {
       const vec16f value = broadcast(from[k][position]);
-      if constexpr (take_max) {
-        found[k].plus = max(found[k].plus, mul(value, plus));
-        found[k].minus = max(found[k].minus, mul(value, minus));
-      } else {
-        found[k].plus = fmadd(value, plus, found[k].plus);
-        found[k].minus = fmadd(value, minus, found[k].minus);
-      }
+      const vec16f inverse = select(negative[k], plus, minus);
+      found[k] = take_max ? max(found[k], mul(value, inverse)) : fmadd(value, inverse, found[k]);
     }
   }
   CAUSALPRUNE_UNROLL for (int k = 0; k < K; ++k) {
-    float* plus = t.total + (first + k) * 2 * kLanes;
-    float* minus = plus + kLanes;
-    store(plus, take_max ? max(load(plus), found[k].plus) : add(load(plus), found[k].plus));
-    store(minus, take_max ? max(load(minus), found[k].minus) : add(load(minus), found[k].minus));
+    float* to = t.total + (first + k) * kLanes;
+    store(to, take_max ? max(load(to), found[k]) : add(load(to), found[k]));
   }
 }
 
@@ -111,12 +109,9 @@ inline bool sensitivity_tile(Aggregate aggregate, const SensitivityTile& t) {
 inline void raise_sensitivity(std::int64_t n_weights, const float* weight, const float* total,
                               float scale, float* best) {
   const vec16f factor = broadcast(scale);
-  for (std::int64_t f = 0; f < n_weights; ++f) {
-    const BySign part = split(load(weight + f * kLanes));
-    const vec16f plus = mul(part.plus, load(total + f * 2 * kLanes));
-    const vec16f minus = mul(part.minus, load(total + f * 2 * kLanes + kLanes));
-    float* to = best + f * kLanes;
-    store(to, max(load(to), mul(factor, max(plus, minus))));
+  for (std::int64_t at = 0; at < n_weights * kLanes; at += kLanes) {
+    const vec16f share = mul(abs(load(weight + at)), load(total + at));
+    store(best + at, max(load(best + at), mul(factor, share)));
   }
 }
 
