@@ -98,8 +98,9 @@ struct PathTapsJob {
   std::int64_t x_plane, x_row_step;  // elements to the next channel, to the next output row
   std::int64_t x_column_step;        // elements to the next output column
   std::int64_t n_inputs, n_taps;
-  const std::int64_t* tap_offset;  // [n_taps] elements from the first tap
-  bool dense_3x3;                  // 3x3, stride 1, dilation 1: the fast path
+  const std::int64_t* tap_offset;                 // [n_taps] elements from the first tap
+  bool dense_3x3;                                 // 3x3, stride 1, dilation 1: the fast path
+  std::int64_t zero_rows_above, zero_rows_below;  // of x, padding under this tile
   std::int64_t x_pitch;
   const float* weight;  // [blocks, weight_block] of [n_inputs, n_taps, 16]
   std::int64_t weight_block;

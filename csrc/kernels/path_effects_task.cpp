@@ -89,7 +89,7 @@ void Task::run_tile(std::int64_t n, std::int64_t images, std::int64_t row, std::
     if (s.pointwise) {
       run_pointwise(tile, images, b, blocks, partial);
     } else {
-      run_taps(tile, b, blocks, rows, columns, partial);
+      run_taps(tile, b, blocks, row, rows, columns, partial);
     }
     b += blocks;
   }
@@ -99,7 +99,7 @@ const float* Task::weight_of(std::int64_t block) const {
   return packed_weight + ((group * s.blocks + block) * s.inputs + first_input) * s.taps * kLanes;
 }
 
-void Task::run_taps(const PathTile& tile, std::int64_t block, std::int64_t blocks,
+void Task::run_taps(const PathTile& tile, std::int64_t block, std::int64_t blocks, std::int64_t row,
                     std::int64_t rows, std::int64_t columns, float* partial) {
   PathTapsJob job{};
   job.tile = tile;
@@ -115,6 +115,9 @@ void Task::run_taps(const PathTile& tile, std::int64_t block, std::int64_t block
   job.n_taps = s.taps;
   job.tap_offset = w.tap_offset.data();
   job.dense_3x3 = is_dense_3x3(p);
+  const std::int64_t top = row * p.stride_height - p.padding_height;
+  job.zero_rows_above = std::max<std::int64_t>(0, -top);
+  job.zero_rows_below = std::max<std::int64_t>(0, top + rows + 2 - p.height);
   job.weight = weight_of(block);
   job.weight_block = s.inputs * s.taps * kLanes;
   job.partial = partial;

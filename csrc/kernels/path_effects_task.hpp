@@ -70,8 +70,8 @@ class Task {
   void run_tile(std::int64_t n, std::int64_t images, std::int64_t row, std::int64_t column,
                 std::int64_t begin, std::int64_t end);
   const float* weight_of(std::int64_t block) const;
-  void run_taps(const PathTile& tile, std::int64_t block, std::int64_t blocks, std::int64_t rows,
-                std::int64_t columns, float* partial);
+  void run_taps(const PathTile& tile, std::int64_t block, std::int64_t blocks, std::int64_t row,
+                std::int64_t rows, std::int64_t columns, float* partial);
   void run_pointwise(const PathTile& tile, std::int64_t images, std::int64_t block,
                      std::int64_t blocks, float* partial);
   // The input under the tile, zero where the padding is: [n_inputs, images, x_rows, x_pitch].

@@ -81,9 +81,10 @@ CAUSALPRUNE_INLINE vec16f weighting_at(const PathTile& tile, std::int64_t at) {
 // ---- several taps ----
 
 // Columns output positions of one row, all taps, Blocks output blocks that share the input's
-// broadcasts. Taps9: the nine weights stay in registers and the rows are pitch apart; otherwise
-// taps are read from the lists.
-template <class Phi, bool All, bool Weighted, bool Taps9, int Blocks, int Columns>
+// broadcasts. Taps9: the nine weights stay in registers and the rows are pitch apart, of which
+// those from First to before Last may be other than zero; otherwise taps are read from the lists.
+template <class Phi, bool All, bool Weighted, bool Taps9, int Blocks, int First, int Last,
+          int Columns>
 CAUSALPRUNE_INLINE void taps_columns(const PathTapsJob& job, const vec16f* weight9,
                                      const float* weight, const float* x, std::int64_t position,
                                      EdgeSums<All, Weighted, true>* sums) {
@@ -93,7 +94,7 @@ CAUSALPRUNE_INLINE void taps_columns(const PathTapsJob& job, const vec16f* weigh
         load(job.tile.start + ((position + q) * Blocks + b) * 16);
   }
   if constexpr (Taps9) {
-    CAUSALPRUNE_UNROLL for (int row = 0; row < 3; ++row) {
+    CAUSALPRUNE_UNROLL for (int row = First; row < Last; ++row) {
       const float* x_row = x + row * job.x_pitch;
       CAUSALPRUNE_UNROLL for (int tap = 0; tap < 3; ++tap) {
         CAUSALPRUNE_UNROLL for (int q = 0; q < Columns; ++q) {
@@ -125,24 +126,39 @@ CAUSALPRUNE_INLINE void taps_columns(const PathTapsJob& job, const vec16f* weigh
 }
 
 // The last `rest` columns of a row, at most Columns, in one register tile.
-template <class Phi, bool All, bool Weighted, bool Taps9, int Blocks, int Columns>
+template <class Phi, bool All, bool Weighted, bool Taps9, int Blocks, int First, int Last,
+          int Columns>
 CAUSALPRUNE_INLINE void taps_rest(const PathTapsJob& job, const vec16f* weight9,
                                   const float* weight, const float* x, std::int64_t position,
                                   std::int64_t rest, EdgeSums<All, Weighted, true>* sums) {
   if constexpr (Columns > 0) {
     if (rest == Columns) {
-      taps_columns<Phi, All, Weighted, Taps9, Blocks, Columns>(job, weight9, weight, x, position,
-                                                               sums);
+      taps_columns<Phi, All, Weighted, Taps9, Blocks, First, Last, Columns>(job, weight9, weight, x,
+                                                                            position, sums);
     } else {
-      taps_rest<Phi, All, Weighted, Taps9, Blocks, Columns - 1>(job, weight9, weight, x, position,
-                                                                rest, sums);
+      taps_rest<Phi, All, Weighted, Taps9, Blocks, First, Last, Columns - 1>(
+          job, weight9, weight, x, position, rest, sums);
     }
   }
 }
 
+template <class Phi, bool All, bool Weighted, bool Taps9, int Blocks, int First, int Last>
+CAUSALPRUNE_INLINE void taps_row(const PathTapsJob& job, const vec16f* weight9, const float* weight,
+                                 const float* x, std::int64_t position,
+                                 EdgeSums<All, Weighted, true>* sums) {
+  constexpr int columns = Blocks == 1 ? Phi::columns : kColumns / Blocks / (All ? 2 : 1);
+  std::int64_t column = 0;
+  for (; column + columns <= job.columns; column += columns) {
+    taps_columns<Phi, All, Weighted, Taps9, Blocks, First, Last, columns>(
+        job, weight9, weight, x + column * job.x_column_step, position + column, sums);
+  }
+  taps_rest<Phi, All, Weighted, Taps9, Blocks, First, Last, columns - 1>(
+      job, weight9, weight, x + column * job.x_column_step, position + column, job.columns - column,
+      sums);
+}
+
 template <class Phi, bool All, bool Weighted, bool Taps9, int Blocks>
 void taps(const PathTapsJob& job) {
-  constexpr int columns = Blocks == 1 ? Phi::columns : kColumns / Blocks / (All ? 2 : 1);
   for (std::int64_t i = 0; i < job.n_inputs; ++i) {
     const float* weight = job.weight + i * job.n_taps * 16;
     vec16f weight9[9 * Blocks];
@@ -155,15 +171,18 @@ void taps(const PathTapsJob& job) {
     EdgeSums<All, Weighted, true> sums[Blocks];
     for (std::int64_t row = 0; row < job.rows; ++row) {
       const float* x = job.x + i * job.x_plane + row * job.x_row_step;
-      const std::int64_t first = row * job.columns;
-      std::int64_t column = 0;
-      for (; column + columns <= job.columns; column += columns) {
-        taps_columns<Phi, All, Weighted, Taps9, Blocks, columns>(
-            job, weight9, weight, x + column * job.x_column_step, first + column, sums);
+      const std::int64_t position = row * job.columns;
+      if constexpr (Taps9) {
+        if (row < job.zero_rows_above) {
+          taps_row<Phi, All, Weighted, true, Blocks, 1, 3>(job, weight9, weight, x, position, sums);
+          continue;
+        }
+        if (row >= job.rows - job.zero_rows_below) {
+          taps_row<Phi, All, Weighted, true, Blocks, 0, 2>(job, weight9, weight, x, position, sums);
+          continue;
+        }
       }
-      taps_rest<Phi, All, Weighted, Taps9, Blocks, columns - 1>(
-          job, weight9, weight, x + column * job.x_column_step, first + column,
-          job.columns - column, sums);
+      taps_row<Phi, All, Weighted, Taps9, Blocks, 0, 3>(job, weight9, weight, x, position, sums);
     }
     CAUSALPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) {
       sums[b].end_image(job.unit + i * 16);
