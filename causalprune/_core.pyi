@@ -181,6 +181,25 @@ def path_effects_cuda(
 def path_effects_cuda_workspace(
     n_images: int, n_inputs: int, n_outputs: int, groups: int
 ) -> int: ...
+def relative_sensitivity_cuda(
+    x: Tensor,
+    weight: Tensor,
+    sensitivity: Tensor,
+    workspace: Tensor,
+    aggregate: str,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> None: ...
+def relative_sensitivity_cuda_workspace(
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> int: ...
 def sparse_conv2d_cuda(
     x: Tensor,
     channel: Tensor,

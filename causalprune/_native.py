@@ -39,6 +39,8 @@ __all__ = [
     "peak_gflops",
     "read_gigabytes_per_second",
     "relative_sensitivity",
+    "relative_sensitivity_cuda",
+    "relative_sensitivity_cuda_workspace",
     "spanning_tree_crossings",
     "sparse_conv2d_cuda",
     "version",
@@ -69,6 +71,10 @@ channel_conv2d_cuda: Any = getattr(_core, "channel_conv2d_cuda", None)
 cuda_status: Any = getattr(_core, "cuda_status", None)
 path_effects_cuda: Any = getattr(_core, "path_effects_cuda", None)
 path_effects_cuda_workspace: Any = getattr(_core, "path_effects_cuda_workspace", None)
+relative_sensitivity_cuda: Any = getattr(_core, "relative_sensitivity_cuda", None)
+relative_sensitivity_cuda_workspace: Any = getattr(
+    _core, "relative_sensitivity_cuda_workspace", None
+)
 sparse_conv2d_cuda: Any = getattr(_core, "sparse_conv2d_cuda", None)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from causalprune import _native
 from causalprune.errors import InvalidArgumentError
+from causalprune.ops.registration import expect_cuda_build
 
 __all__ = ["check_cuda_tensors", "coalesced", "new_output"]
 
@@ -26,11 +26,7 @@ def check_cuda_tensors(x: Tensor, **others: Tensor | None) -> None:
     ------
     InvalidArgumentError
     """
-    if not _native.with_cuda:
-        raise InvalidArgumentError(
-            "x: expected a CPU tensor, got one on CUDA: this build of causalprune has no CUDA "
-            "kernels (build it with nvcc on the PATH; causalprune.info() tells)"
-        )
+    expect_cuda_build()
     if x.device.type != "cuda":
         raise InvalidArgumentError(f"x: expected a CUDA tensor, got one on {x.device}")
     if x.ndim != 4:

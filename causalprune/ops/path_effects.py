@@ -9,7 +9,7 @@ from torch import Tensor
 
 from causalprune import _native
 from causalprune.errors import InvalidArgumentError
-from causalprune.ops.registration import register_operator
+from causalprune.ops.registration import expect_cuda_build, register_operator
 
 __all__ = ["EDGE_STATISTICS", "PathEffects", "path_effects"]
 
@@ -320,11 +320,7 @@ def _cuda(
     groups: int,
     statistics: str,
 ) -> tuple[Tensor, Tensor]:
-    if not _native.with_cuda:
-        raise InvalidArgumentError(
-            "x: expected a CPU tensor, got one on CUDA: this build of causalprune has no CUDA "
-            "kernels (build it with nvcc on the PATH; causalprune.info() tells)"
-        )
+    expect_cuda_build()
     edge, unit = _empty_results(x, weight, "all")  # the kernel has no other
     size = _native.path_effects_cuda_workspace(x.shape[0], x.shape[1], weight.shape[0], groups)
     _native.path_effects_cuda(

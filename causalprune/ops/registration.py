@@ -7,10 +7,28 @@ from typing import Any
 
 import torch
 
-__all__ = ["register_operator"]
+from causalprune import _native
+from causalprune.errors import InvalidArgumentError
+
+__all__ = ["expect_cuda_build", "register_operator"]
 
 # Lives as long as the process: a Library takes its registrations with it when it is collected.
 _LIBRARY: Any = torch.library.Library("causalprune", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def expect_cuda_build() -> None:
+    """Refuse CUDA tensors where the extension was built without CUDA kernels.
+
+    Raises
+    ------
+    InvalidArgumentError
+        In such a build.
+    """
+    if not _native.with_cuda:
+        raise InvalidArgumentError(
+            "x: expected a CPU tensor, got one on CUDA: this build of causalprune has no CUDA "
+            "kernels (build it with nvcc on the PATH; causalprune.info() tells)"
+        )
 
 
 def register_operator(

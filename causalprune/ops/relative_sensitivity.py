@@ -7,7 +7,7 @@ from torch import Tensor
 
 from causalprune import _native
 from causalprune.errors import InvalidArgumentError
-from causalprune.ops.registration import register_operator
+from causalprune.ops.registration import expect_cuda_build, register_operator
 
 __all__ = ["AGGREGATES", "relative_sensitivity"]
 
@@ -44,8 +44,9 @@ def relative_sensitivity(
     Parameters
     ----------
     x : Tensor [N, I, H, W] or [N, I] or [N, T, I], float32
-        The layer's input, on the CPU. Any strides.
+        The layer's input, on the CPU or CUDA. Any strides.
     weight : Tensor [O, I / groups, kh, kw] or [O, I], float32
+        On the device of `x`.
     aggregate : {"mean", "max"}
         Over positions: ``"mean"`` is the sensitivity of SiPP, ``"max"`` that of PFP.
     stride, padding, dilation : int or pair of int
@@ -55,15 +56,18 @@ def relative_sensitivity(
     Returns
     -------
     Tensor, float32
-        In the shape of `weight`, values in [0, 1] up to rounding; zero for a weight that is zero,
-        for an empty batch, and where no positive sum was ever reached. The maximum of the results
-        over batches is the result over all images. The same bits for any number of threads.
+        In the shape of `weight` and on its device, values in [0, 1] up to rounding; zero for a
+        weight that is zero, for an empty batch, and where no positive sum was ever reached. The
+        maximum of the results over batches is the result over all images. The same bits for any
+        number of threads.
 
     Raises
     ------
     InvalidArgumentError
         (a ``ValueError``) for a wrong dtype, shape, device, aggregate, non-finite values, or sums
-        that do not fit in float32.
+        that do not fit in float32. On CUDA values are not read back, so the last two are not
+        refused there: they make the sensitivities they enter NaN (of x: all of every filter that
+        reads it; of the weight or a sum: those of its filter and sign).
 
     Notes
     -----
@@ -115,8 +119,12 @@ def _check_tensors(**tensors: Tensor) -> None:
             raise InvalidArgumentError(f"{name}: expected a dense tensor, got {tensor.layout}")
         if tensor.dtype != torch.float32:
             raise InvalidArgumentError(f"{name}: expected dtype float32, got {tensor.dtype}")
-        if tensor.device != tensors["x"].device or tensor.device.type not in ("cpu", "meta"):
-            raise InvalidArgumentError(f"{name}: expected a CPU tensor, got one on {tensor.device}")
+        device = tensors["x"].device
+        if tensor.device != device or device.type not in ("cpu", "cuda", "meta"):
+            raise InvalidArgumentError(
+                f"{name}: expected a CPU or CUDA tensor on one device with x ({device}), got one "
+                f"on {tensor.device}"
+            )
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> list[int]:
@@ -186,10 +194,29 @@ def _cpu(
     return found
 
 
+def _cuda(
+    x: Tensor,
+    weight: Tensor,
+    aggregate: str,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    expect_cuda_build()
+    geometry = (stride, padding, dilation, groups)
+    size = _native.relative_sensitivity_cuda_workspace(x.shape, weight.shape, *geometry)
+    found = weight.new_empty(weight.shape)
+    _native.relative_sensitivity_cuda(
+        x, weight.contiguous(), found, x.new_empty(size), aggregate, *geometry
+    )
+    return found
+
+
 register_operator(
     "relative_sensitivity",
     _SIGNATURE,
-    kernels={"CPU": _cpu},
+    kernels={"CPU": _cpu, "CUDA": _cuda},
     fake=_fake,
     not_differentiable="it scores a network, it is no layer of one; call it under torch.no_grad()",
 )

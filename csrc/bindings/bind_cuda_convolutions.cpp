@@ -35,33 +35,26 @@ struct Images {
 
   Images(py::handle x_, py::handle out_, py::handle residual_, py::handle bias_)
       : x(x_, "x", "float32", 4, kDlCuda), out(out_, "out", "float32", 4, kDlCuda) {
-    expect_same_device(out, "out");
+    out.expect_same_device(x);
     out.expect_contiguous();
     out.expect_shape({x.size(0), out.size(1), out.size(2), out.size(3)}, "[N, O, Ho, Wo]");
     if (!residual_.is_none()) {
       residual.emplace(residual_, "residual", "float32", 4, kDlCuda);
-      expect_same_device(*residual, "residual");
+      residual->expect_same_device(x);
       residual->expect_contiguous();
       residual->expect_shape(out.shape(), "that of out");
     }
     if (!bias_.is_none()) {
       bias.emplace(bias_, "bias", "float32", 1, kDlCuda);
-      expect_same_device(*bias, "bias");
+      bias->expect_same_device(x);
       bias->expect_contiguous();
-    }
-  }
-
-  void expect_same_device(const BorrowedTensor& tensor, const char* name) const {
-    if (tensor.device_id() != x.device_id()) {
-      fail(name, ": expected a tensor on cuda:", x.device_id(),
-           ", as x is, got one on cuda:", tensor.device_id());
     }
   }
 
   // A contiguous tensor on the device of x.
   BorrowedTensor beside(py::handle tensor, const char* name, const char* dtype, int ndim) const {
     BorrowedTensor borrowed(tensor, name, dtype, ndim, kDlCuda);
-    expect_same_device(borrowed, name);
+    borrowed.expect_same_device(x);
     borrowed.expect_contiguous();
     return borrowed;
   }

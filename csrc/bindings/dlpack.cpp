@@ -140,6 +140,13 @@ void BorrowedTensor::expect_contiguous() const {
     fail(name_, ": expected contiguous memory, got strides ", shape_text(strides_));
 }
 
+void BorrowedTensor::expect_same_device(const BorrowedTensor& other) const {
+  if (device_id_ != other.device_id_) {
+    fail(name_, ": expected a tensor on cuda:", other.device_id_, ", as ", other.name_,
+         " is, got one on cuda:", device_id_);
+  }
+}
+
 void* current_stream(py::handle tensor, std::int32_t device_id) {
   const DlExchangeApi* api = exchange_api(tensor);
   if (api == nullptr || api->current_stream == nullptr) return nullptr;

@@ -57,6 +57,7 @@ class BorrowedTensor {
   // laid out without gaps).
   void expect_shape(const std::vector<std::int64_t>& shape, const char* why) const;
   void expect_contiguous() const;
+  void expect_same_device(const BorrowedTensor& other) const;
 
   const float* floats() const { return static_cast<const float*>(data_); }
   float* mutable_floats() const { return static_cast<float*>(data_); }

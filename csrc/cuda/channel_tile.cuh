@@ -40,14 +40,18 @@ struct ColumnStart {
   int row, column;
 };
 
-CAUSALPRUNE_HOST_DEVICE inline ColumnStart column_start(const ConvolutionProblem& p,
-                                                        std::int64_t index) {
-  const Position at = flat_position(p, index);
+CAUSALPRUNE_HOST_DEVICE inline ColumnStart start_of(const ConvolutionProblem& p,
+                                                    const Position& at) {
   if (at.image < 0) return {0, kNowhere, kNowhere};
   const std::int64_t row = at.y * p.stride_height - p.padding_height;
   const std::int64_t column = at.x * p.stride_width - p.padding_width;
   return {at.image * p.x_stride[0] + row * p.x_stride[2] + column * p.x_stride[3],
           static_cast<int>(row), static_cast<int>(column)};
+}
+
+CAUSALPRUNE_HOST_DEVICE inline ColumnStart column_start(const ConvolutionProblem& p,
+                                                        std::int64_t index) {
+  return start_of(p, flat_position(p, index));
 }
 
 CAUSALPRUNE_HOST_DEVICE inline bool inside(const ConvolutionProblem& p, const ColumnStart& start,

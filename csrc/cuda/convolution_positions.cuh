@@ -7,8 +7,10 @@
 
 #if defined(__CUDACC__)
 #define CAUSALPRUNE_HOST_DEVICE __host__ __device__
+#define CAUSALPRUNE_DEVICE_UNROLL _Pragma("unroll")
 #else
 #define CAUSALPRUNE_HOST_DEVICE
+#define CAUSALPRUNE_DEVICE_UNROLL
 #endif
 
 namespace causalprune::cuda {

@@ -61,15 +61,9 @@ struct Shape {
   std::int64_t pitch, plane;  // of a padded input channel
 
   explicit Shape(const SensitivityProblem& p) {
-    if (p.groups < 1) fail("groups: expected at least 1, got ", p.groups);
-    if (p.n_inputs % p.groups != 0 || p.n_outputs % p.groups != 0) {
-      fail("groups: expected a divisor of ", p.n_inputs, " input and ", p.n_outputs,
-           " output channels, got ", p.groups);
-    }
-    out_height = output_size(p.height, p.kernel_height, p.stride_height, p.padding_height,
-                             p.dilation_height);
-    out_width =
-        output_size(p.width, p.kernel_width, p.stride_width, p.padding_width, p.dilation_width);
+    const SensitivityOutput out = sensitivity_output(p);
+    out_height = out.height;
+    out_width = out.width;
     inputs = p.n_inputs / p.groups;
     outputs = p.n_outputs / p.groups;
     blocks = (outputs + kBlock - 1) / kBlock;
@@ -257,6 +251,17 @@ Aggregate aggregate_by_name(const char* name) {
   if (std::strcmp(name, "mean") == 0) return Aggregate::mean;
   if (std::strcmp(name, "max") == 0) return Aggregate::max;
   fail("aggregate: expected one of mean, max, got '", name, "'");
+}
+
+SensitivityOutput sensitivity_output(const SensitivityProblem& p) {
+  if (p.groups < 1) fail("groups: expected at least 1, got ", p.groups);
+  if (p.n_inputs % p.groups != 0 || p.n_outputs % p.groups != 0) {
+    fail("groups: expected a divisor of ", p.n_inputs, " input and ", p.n_outputs,
+         " output channels, got ", p.groups);
+  }
+  return {
+      output_size(p.height, p.kernel_height, p.stride_height, p.padding_height, p.dilation_height),
+      output_size(p.width, p.kernel_width, p.stride_width, p.padding_width, p.dilation_width)};
 }
 
 void relative_sensitivity(const SensitivityProblem& p, Isa isa, int threads) {

@@ -57,6 +57,13 @@ struct SensitivityProblem {
   float* sensitivity;   // as weight
 };
 
+struct SensitivityOutput {
+  std::int64_t height, width;
+};
+
+// Of the layer's output. Throws std::invalid_argument for sizes that do not fit together.
+SensitivityOutput sensitivity_output(const SensitivityProblem& problem);
+
 // Fills sensitivity. `threads` is an upper bound; small problems run on the calling thread, as does
 // everything inside an OpenMP parallel region. Throws std::invalid_argument for sizes that do not
 // fit together, for non-finite input and for denominators beyond float32, std::bad_alloc when the
