@@ -32,6 +32,8 @@ __all__ = [
     "count_contingencies",
     "cuda_status",
     "histogram_information",
+    "histogram_information_cuda",
+    "histogram_information_cuda_workspace",
     "increments_per_second",
     "path_effects",
     "path_effects_cuda",
@@ -69,6 +71,10 @@ with_openmp: bool = _core.with_openmp
 # Present only in builds with CUDA kernels.
 channel_conv2d_cuda: Any = getattr(_core, "channel_conv2d_cuda", None)
 cuda_status: Any = getattr(_core, "cuda_status", None)
+histogram_information_cuda: Any = getattr(_core, "histogram_information_cuda", None)
+histogram_information_cuda_workspace: Any = getattr(
+    _core, "histogram_information_cuda_workspace", None
+)
 path_effects_cuda: Any = getattr(_core, "path_effects_cuda", None)
 path_effects_cuda_workspace: Any = getattr(_core, "path_effects_cuda_workspace", None)
 relative_sensitivity_cuda: Any = getattr(_core, "relative_sensitivity_cuda", None)

@@ -23,7 +23,8 @@ def histogram_information(x: Tensor, y: Tensor, bins: int = 64) -> Tensor:
     Parameters
     ----------
     x : Tensor [N, I], float32, CPU or CUDA
-        One row per sample, any strides. CUDA tensors are computed on the CPU.
+        One row per sample, any strides. A build without CUDA kernels copies CUDA tensors to the
+        CPU.
     y : Tensor [N, O], float32, on the device of `x`
     bins : int
         2 to 256.
@@ -37,7 +38,8 @@ def histogram_information(x: Tensor, y: Tensor, bins: int = 64) -> Tensor:
     ------
     InvalidArgumentError
         (a ``ValueError``) for a wrong dtype, shape, device, number of bins, or for values that are
-        not finite.
+        not finite. On CUDA values are not read back: there the information of a column that is
+        not finite is NaN.
 
     Notes
     -----
@@ -99,7 +101,13 @@ def _cpu(x: Tensor, y: Tensor, bins: int) -> Tensor:
 
 
 def _cuda(x: Tensor, y: Tensor, bins: int) -> Tensor:
-    return _cpu(x.cpu(), y.cpu(), bins).to(x.device)
+    if not _native.with_cuda:
+        return _cpu(x.cpu(), y.cpu(), bins).to(x.device)
+    information = _fake(x, y, bins)
+    size = _native.histogram_information_cuda_workspace(len(x), x.shape[1], y.shape[1], bins)
+    workspace = x.new_empty(size, dtype=torch.float64)
+    _native.histogram_information_cuda(x, y, information, workspace, bins)
+    return information
 
 
 register_operator(

@@ -8,27 +8,62 @@
 #include "kernels/histogram_information.hpp"
 #include "kernels/spanning_tree.hpp"
 
+#if defined(CAUSALPRUNE_WITH_CUDA)
+#include "cuda/histogram_information.cuh"
+#endif
+
 namespace py = pybind11;
 
 namespace causalprune {
 
 namespace {
 
+HistogramInformationProblem histogram_problem(const BorrowedTensor& x, const BorrowedTensor& y,
+                                              const BorrowedTensor& information, int bins) {
+  y.expect_shape({x.size(0), y.size(1)}, "[N, O] for the samples of x");
+  information.expect_shape({y.size(1), x.size(1)}, "[O, I]");
+  information.expect_contiguous();
+  return {x.size(0),
+          x.size(1),
+          y.size(1),
+          bins,
+          x.floats(),
+          {x.stride(0), x.stride(1)},
+          y.floats(),
+          {y.stride(0), y.stride(1)},
+          information.doubles()};
+}
+
 void histogram_information_cpu(py::handle x, py::handle y, py::handle information, int bins,
                                int threads) {
   const BorrowedTensor xs(x, "x", "float32", 2), ys(y, "y", "float32", 2);
   const BorrowedTensor to(information, "information", "float64", 2);
-  ys.expect_shape({xs.size(0), ys.size(1)}, "[N, O] for the samples of x");
-  to.expect_shape({ys.size(1), xs.size(1)}, "[O, I]");
-  to.expect_contiguous();
-  const HistogramInformationProblem problem{xs.size(0),  xs.size(1),
-                                            ys.size(1),  bins,
-                                            xs.floats(), {xs.stride(0), xs.stride(1)},
-                                            ys.floats(), {ys.stride(0), ys.stride(1)},
-                                            to.doubles()};
+  const HistogramInformationProblem problem = histogram_problem(xs, ys, to, bins);
   py::gil_scoped_release release;
   histogram_information(problem, threads);
 }
+
+#if defined(CAUSALPRUNE_WITH_CUDA)
+void histogram_information_on_cuda(py::handle x, py::handle y, py::handle information,
+                                   py::handle workspace, int bins) {
+  const BorrowedTensor xs(x, "x", "float32", 2, kDlCuda), ys(y, "y", "float32", 2, kDlCuda);
+  const BorrowedTensor to(information, "information", "float64", 2, kDlCuda);
+  const BorrowedTensor scratch(workspace, "workspace", "float64", 1, kDlCuda);
+  for (const BorrowedTensor* each : {&ys, &to, &scratch}) each->expect_same_device(xs);
+  scratch.expect_contiguous();
+  const HistogramInformationProblem problem = histogram_problem(xs, ys, to, bins);
+  const std::int32_t device = xs.device_id();
+  void* stream = current_stream(x, device);
+  py::gil_scoped_release release;
+  histogram_information_cuda(problem, scratch.doubles(), scratch.size(0), device, stream);
+}
+
+std::int64_t histogram_information_cuda_workspace_doubles(std::int64_t n_samples, std::int64_t n_x,
+                                                          std::int64_t n_y, int bins) {
+  return histogram_information_cuda_workspace(
+      {n_samples, n_x, n_y, bins, nullptr, {}, nullptr, {}, nullptr});
+}
+#endif
 
 void spanning_tree_crossings_cpu(py::handle children, py::handle parents, py::handle crossings,
                                  std::int64_t child_block, std::int64_t parent_block, int threads,
@@ -65,6 +100,12 @@ void spanning_tree_crossings_cpu(py::handle children, py::handle parents, py::ha
 void bind_information(py::module_& module) {
   module.def("histogram_information", &histogram_information_cpu, py::arg("x"), py::arg("y"),
              py::arg("information"), py::arg("bins"), py::arg("threads"));
+#if defined(CAUSALPRUNE_WITH_CUDA)
+  module.def("histogram_information_cuda", &histogram_information_on_cuda, py::arg("x"),
+             py::arg("y"), py::arg("information"), py::arg("workspace"), py::arg("bins"));
+  module.def("histogram_information_cuda_workspace", &histogram_information_cuda_workspace_doubles,
+             py::arg("n_samples"), py::arg("n_x"), py::arg("n_y"), py::arg("bins"));
+#endif
   module.def("spanning_tree_crossings", &spanning_tree_crossings_cpu, py::arg("children"),
              py::arg("parents"), py::arg("crossings"), py::arg("child_block"),
              py::arg("parent_block"), py::arg("threads"), py::arg("isa") = "");

@@ -27,13 +27,6 @@ ConvolutionProblem geometry_of(const SensitivityProblem& p, const SensitivityOut
   return c;
 }
 
-// Whether a step to the next weight position is shorter than one to the next output position.
-bool near_channels(const SensitivityProblem& p, const SensitivityOutput& out) {
-  if (p.kernel_height * p.kernel_width > 1 || p.n_inputs == 1) return false;
-  const int next = out.width > 1 ? 3 : (out.height > 1 ? 2 : 0);
-  return p.x_stride[1] < p.x_stride[next];
-}
-
 }  // namespace
 
 SensitivityPlan plan_sensitivity(const SensitivityProblem& p, std::int64_t batch_floats) {
@@ -57,7 +50,7 @@ SensitivityPlan plan_sensitivity(const SensitivityProblem& p, std::int64_t batch
   part.p = geometry_of(p, out);
   part.rows = {p.weight, part.n_weights, p.kernel_height * p.kernel_width, p.kernel_width, 1};
   part.best = reinterpret_cast<unsigned*>(p.sensitivity);
-  part.near_channels = near_channels(p, out);
+  part.near_channels = near_channels(part.p);
   part.aggregate = p.aggregate;
   return plan;
 }

@@ -156,7 +156,7 @@ class Denominators {
     if (stage % kWeightStages == kWeightStages - 1) add_up();
   }
 
-  CAUSALPRUNE_HOST_DEVICE void finish() {
+  CAUSALPRUNE_HOST_DEVICE void finish(const Shared&) {
     add_up();
     const std::int64_t row = first_row_ + mine_.row, n_columns = a_.n_images * a_.positions;
     CAUSALPRUNE_DEVICE_UNROLL
@@ -329,7 +329,7 @@ class Shares {
     if (end != StageEnd::nothing) end_run(end == StageEnd::image);
   }
 
-  CAUSALPRUNE_HOST_DEVICE void finish() {
+  CAUSALPRUNE_HOST_DEVICE void finish(const Shared&) {
     if (Max) end_run(true);
   }
 

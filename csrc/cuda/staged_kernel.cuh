@@ -9,7 +9,7 @@
 //   fetch(shared, stage)            operands of a stage, from global memory into registers
 //   put(shared, stage)              and on into shared memory
 //   multiply(shared, stage)
-//   finish()
+//   finish(shared)
 #pragma once
 
 #include <cstdint>
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kProductThreads, Work::kResident)
     if (stage + 1 < stages) work.put(shared, stage + 1);
     __syncthreads();
   }
-  work.finish();
+  work.finish(shared);
 }
 
 template <class Work>

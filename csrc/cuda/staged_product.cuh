@@ -89,6 +89,14 @@ CAUSALPRUNE_HOST_DEVICE inline float value_at(const ConvolutionProblem& p, const
   return value_at(p, start, term);
 }
 
+// Whether a step to the next channel is shorter than one to the next output position, and the next
+// inner term or column is the next channel.
+inline bool near_channels(const ConvolutionProblem& p) {
+  if (p.kernel_height * p.kernel_width > 1 || p.n_inputs == 1) return false;
+  const int next = p.out_width > 1 ? 3 : (p.out_height > 1 ? 2 : 0);
+  return p.x_stride[1] < p.x_stride[next];
+}
+
 // Reads a thread's share of a stage of columns; take(value) makes of it what is multiplied.
 template <class Shared, int Count, class Take>
 CAUSALPRUNE_HOST_DEVICE void fetch_columns(const ConvolutionProblem& p, const Shared& shared,

@@ -170,11 +170,15 @@ void all_pairs(const HistogramInformationProblem& p, const Codes& x, const Codes
 
 }  // namespace
 
-void histogram_information(const HistogramInformationProblem& p, int threads) {
+void check_histogram(const HistogramInformationProblem& p) {
   if (p.bins < 2 || p.bins > 256) fail("bins: expected 2 to 256, got ", p.bins);
   if (p.n_samples < 1 || p.n_samples > std::numeric_limits<std::int32_t>::max()) {
     fail("x: expected 1 to 2^31 - 1 samples, got ", p.n_samples);
   }
+}
+
+void histogram_information(const HistogramInformationProblem& p, int threads) {
+  check_histogram(p);
   if (p.n_x == 0 || p.n_y == 0) return;
   std::vector<double> count_log_count(static_cast<std::size_t>(p.n_samples) + 1, 0.0);
   for (std::size_t c = 2; c < count_log_count.size(); ++c) {

@@ -32,6 +32,9 @@ struct HistogramInformationProblem {
   double* information;  // [n_y, n_x]
 };
 
+// Throws std::invalid_argument for sizes and bins beyond the limits.
+void check_histogram(const HistogramInformationProblem& problem);
+
 // Fills information. `threads` is an upper bound. Throws std::invalid_argument for sizes and bins
 // beyond the limits and for values that are not finite, std::bad_alloc when the workspace cannot be
 // had.

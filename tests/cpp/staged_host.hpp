@@ -43,7 +43,7 @@ void run_block(const typename Work::Arguments& arguments, std::int64_t block, st
       if (stage + 1 < stages) work.put(*shared, stage + 1);
     });
   }
-  phase([](Work& work) { work.finish(); });
+  phase([&](Work& work) { work.finish(*shared); });
 }
 
 template <class Work>
