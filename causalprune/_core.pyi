@@ -163,6 +163,16 @@ def channel_conv2d_cuda(
     groups: int,
     activation: str,
 ) -> None: ...
+def channel_update_cuda(
+    plain: Tensor,
+    difference: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+) -> None: ...
 def cuda_status() -> tuple[int, int, str]: ...
 def histogram_information_cuda(
     x: Tensor, y: Tensor, information: Tensor, workspace: Tensor, bins: int

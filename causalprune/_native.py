@@ -27,6 +27,7 @@ __all__ = [
     "available_isas",
     "channel_conv2d_cuda",
     "channel_update",
+    "channel_update_cuda",
     "chosen_isa",
     "compiler",
     "count_contingencies",
@@ -70,6 +71,7 @@ with_openmp: bool = _core.with_openmp
 
 # Present only in builds with CUDA kernels.
 channel_conv2d_cuda: Any = getattr(_core, "channel_conv2d_cuda", None)
+channel_update_cuda: Any = getattr(_core, "channel_update_cuda", None)
 cuda_status: Any = getattr(_core, "cuda_status", None)
 histogram_information_cuda: Any = getattr(_core, "histogram_information_cuda", None)
 histogram_information_cuda_workspace: Any = getattr(

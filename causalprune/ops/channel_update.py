@@ -31,7 +31,8 @@ def channel_update(
     """Return what a convolution gives after some of its input channels have changed.
 
     ``plain + conv2d(difference, weight)``, clipped at zero with `relu`: of the layer's work only
-    the share of the changed channels. On the CPU in float32 by a native kernel, else by torch.
+    the share of the changed channels. In float32 by a native kernel (on CUDA in builds that have
+    it), else by torch.
 
     Parameters
     ----------
@@ -123,6 +124,23 @@ def _cpu(
     return out
 
 
+def _cuda(
+    plain: Tensor,
+    difference: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    relu: bool,
+) -> Tensor:
+    if plain.dtype != torch.float32 or not _native.with_cuda:
+        return _torch(plain, difference, weight, stride, padding, dilation, relu)
+    out = torch.empty_like(plain, memory_format=torch.channels_last)
+    plain = plain.contiguous(memory_format=torch.channels_last)
+    _native.channel_update_cuda(plain, difference, weight, out, stride, padding, dilation, relu)
+    return out
+
+
 def _torch(
     plain: Tensor,
     difference: Tensor,
@@ -145,7 +163,7 @@ def _torch(
 register_operator(
     "channel_update",
     _SIGNATURE,
-    kernels={"CPU": _cpu, "CUDA": _torch},
+    kernels={"CPU": _cpu, "CUDA": _cuda},
     fake=_fake,
     not_differentiable="it replays a network, it is no layer of one; call it under torch.no_grad()",
 )

@@ -63,7 +63,7 @@ AlignedArray<float> pack_weight(const ChannelUpdateProblem& p, std::int64_t lane
 
 }  // namespace
 
-void channel_update(const ChannelUpdateProblem& p, Isa isa, int threads) {
+void check_channel_update(const ChannelUpdateProblem& p) {
   check_axis("height", p.height, p.kernel_height, p.stride_height, p.padding_height,
              p.dilation_height, p.out_height);
   check_axis("width", p.width, p.kernel_width, p.stride_width, p.padding_width, p.dilation_width,
@@ -71,6 +71,10 @@ void channel_update(const ChannelUpdateProblem& p, Isa isa, int threads) {
   if (p.plain_stride[1] != 1 || p.out_stride[1] != 1) {
     fail("plain, out: expected channels innermost (channels_last)");
   }
+}
+
+void channel_update(const ChannelUpdateProblem& p, Isa isa, int threads) {
+  check_channel_update(p);
   const std::int64_t lanes = (p.n_outputs + kLanes - 1) / kLanes * kLanes;
   const std::int64_t n_tasks = checked_product(p.n_rows, p.out_height);
   if (n_tasks == 0 || p.out_width == 0 || p.n_outputs == 0) return;

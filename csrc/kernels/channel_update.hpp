@@ -39,6 +39,9 @@ struct ChannelUpdateProblem {
   std::int64_t out_stride[4];
 };
 
+// Throws std::invalid_argument for sizes and strides that do not fit together.
+void check_channel_update(const ChannelUpdateProblem& problem);
+
 // Fills out. `threads` is an upper bound. Throws std::invalid_argument for sizes that do not fit
 // together, std::bad_alloc when the workspace cannot be had.
 void channel_update(const ChannelUpdateProblem& problem, Isa isa, int threads);
