@@ -143,7 +143,7 @@ class ChannelUpdates {
         if (!a_.by_four) a_.out.values[place.out + row + i] = four.value[i];
       }
       if (a_.by_four && row < a_.p.n_outputs) {
-        *reinterpret_cast<Four*>(a_.out.values + place.out + row) = four;
+        write_four(a_.out.values + place.out + row, four);
       }
     }
   }

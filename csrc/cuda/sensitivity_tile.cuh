@@ -170,7 +170,7 @@ class Denominators {
         for (int i = 0; i < kTall; ++i) four.value[i] = inverse_of(total_[plane][i][j]);
         const std::int64_t to =
             ((group_ * n_columns + column) * 2 + plane) * a_.outputs_pitch + row;
-        *reinterpret_cast<Four*>(a_.inverse + to) = four;
+        write_four(a_.inverse + to, four);
       }
     }
     if (seen_negative_) *a_.negative = 1;  // all that write write this

@@ -23,6 +23,16 @@ struct alignas(16) Four {
   float value[4];
 };
 
+// To global memory, aligned to 16 bytes. Assigned, nvcc takes four apart.
+CAUSALPRUNE_HOST_DEVICE inline void write_four(float* to, const Four& from) {
+#if defined(__CUDA_ARCH__)
+  const float* v = from.value;
+  __stwb(reinterpret_cast<float4*>(to), make_float4(v[0], v[1], v[2], v[3]));
+#else
+  *reinterpret_cast<Four*>(to) = from;
+#endif
+}
+
 // Blocks of 64 x 64, 32 x 128 or 16 x 256: `Across` of the four warps lie side by side, and a warp
 // is four threads of four rows by eight threads of twice four columns.
 template <int Across>
