@@ -10,7 +10,7 @@ import torch
 from causalprune import _native
 from causalprune.errors import InvalidArgumentError
 
-__all__ = ["expect_cuda_build", "register_operator"]
+__all__ = ["expect_cuda_build", "kernel_device", "register_operator"]
 
 # Lives as long as the process: a Library takes its registrations with it when it is collected.
 _LIBRARY: Any = torch.library.Library("causalprune", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -29,6 +29,22 @@ def expect_cuda_build() -> None:
             "x: expected a CPU tensor, got one on CUDA: this build of causalprune has no CUDA "
             "kernels (build it with nvcc on the PATH; causalprune.info() tells)"
         )
+
+
+def kernel_device(tensor: torch.Tensor) -> torch.device:
+    """Return where the native kernels take a tensor: where it is, if they are built for that.
+
+    Parameters
+    ----------
+    tensor : Tensor
+
+    Returns
+    -------
+    torch.device
+        That of `tensor` where it is CUDA and this build has CUDA kernels, else the CPU.
+    """
+    on_gpu = tensor.device.type == "cuda" and _native.with_cuda
+    return tensor.device if on_gpu else torch.device("cpu")
 
 
 def register_operator(

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from causalprune import _native
 from causalprune.errors import UnsupportedModelError
 from causalprune.graph import Consumer, ConsumerSite, UnitGraph
 from causalprune.graph.recording import Recorder
 from causalprune.graph.steps import folded
 from causalprune.ops import path_effects
+from causalprune.ops.registration import kernel_device
 from causalprune.reference import ACTIVATIONS
 
 __all__ = [
@@ -356,9 +356,7 @@ def _cut_branch(
 def _kernel(
     x: Tensor, weight: Tensor, pre: Tensor, grad: Tensor, activation: str, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    on_gpu = x.device.type == "cuda" and _native.with_cuda
-    device = x.device if on_gpu else torch.device("cpu")
-    tensors = [t.to(device, torch.float32) for t in (x, weight, pre, grad)]
+    tensors = [t.to(kernel_device(x), torch.float32) for t in (x, weight, pre, grad)]
     found = path_effects(*tensors, activation=activation, **options, statistics="grad_weighted")
     return found.unit.cpu(), found.edge[..., 0].cpu()
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from causalprune.errors import DataError, InvalidArgumentError
 from causalprune.graph import UnitGroup
 from causalprune.ops import relative_sensitivity
+from causalprune.ops.registration import kernel_device
 from causalprune.scoring.keep_budgets import units_and_places, weight_id, weight_layers
 from causalprune.scoring.methods import Job
 
@@ -150,8 +151,9 @@ def _reading(model: nn.Module, read: Callable[[nn.Module, Tensor], None]) -> Ite
 def _of_layer(
     name: str, module: nn.Module, inputs: Tensor, n_images: int, aggregate: str
 ) -> Tensor:
-    x = inputs.detach().to("cpu", torch.float32)
-    weight = _weight(module).to("cpu", torch.float32)
+    device = kernel_device(inputs)
+    x = inputs.detach().to(device, torch.float32)
+    weight = _weight(module).to(device, torch.float32)
     if not bool(weight.isfinite().all()):
         raise InvalidArgumentError(f"model: weight of layer {name!r} is not finite")
     options: dict[str, Any] = {}
@@ -162,9 +164,16 @@ def _of_layer(
         whole = x.ndim == 3 and len(x) != n_images and len(x) % n_images == 0
         x = x.reshape(n_images if whole else len(x), -1, x.shape[-1])
     try:
-        return relative_sensitivity(x, weight, aggregate=aggregate, **options)
+        found = relative_sensitivity(x, weight, aggregate=aggregate, **options).cpu()
     except InvalidArgumentError as error:
         raise DataError(f"input of layer {name!r}: {error}") from error
+    # On a GPU the operator reads nothing back.
+    if device.type == "cuda" and not bool(found.isfinite().all()):
+        raise DataError(
+            f"input of layer {name!r}: expected finite values, and sums of |weight| * x within "
+            "float32, got sensitivities that are not finite"
+        )
+    return found
 
 
 def _padded(x: Tensor, conv: nn.Conv2d) -> tuple[Tensor, dict[str, Any]]:
