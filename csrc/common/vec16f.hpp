@@ -41,11 +41,13 @@ inline constexpr int kLanes = 16;
 #if defined(CAUSALPRUNE_ISA_AVX512)
 
 // What a register tile holds, as much as the register file feeds without spilling: columns, output
-// blocks of a pointwise tile and of a 3x3 tile, inputs of a dense pointwise tile.
+// blocks of a pointwise tile and of a 3x3 tile, inputs of a dense pointwise tile, sums of an
+// update.
 inline constexpr int kColumns = 8;
 inline constexpr int kPointwiseBlocks = 2;
 inline constexpr int kTapBlocks = 2;
 inline constexpr int kDenseInputs = 8;
+inline constexpr int kUpdateSums = 16;
 
 struct vec16f {
   __m512 v;
@@ -124,6 +126,7 @@ inline constexpr int kColumns = 4;
 inline constexpr int kPointwiseBlocks = 1;
 inline constexpr int kTapBlocks = 1;
 inline constexpr int kDenseInputs = 2;
+inline constexpr int kUpdateSums = 4;
 
 struct vec16f {
   __m256 lo, hi;
@@ -192,6 +195,7 @@ inline constexpr int kColumns = 4;
 inline constexpr int kPointwiseBlocks = 1;
 inline constexpr int kTapBlocks = 1;
 inline constexpr int kDenseInputs = 2;
+inline constexpr int kUpdateSums = 4;
 inline constexpr int kParts = 4;
 using part = float32x4_t;
 CAUSALPRUNE_INLINE part part_load(const float* p) { return vld1q_f32(p); }
@@ -219,6 +223,7 @@ inline constexpr int kColumns = 1;
 inline constexpr int kPointwiseBlocks = 1;
 inline constexpr int kTapBlocks = 1;
 inline constexpr int kDenseInputs = 1;
+inline constexpr int kUpdateSums = 1;
 inline constexpr int kParts = 16;
 using part = float;
 CAUSALPRUNE_INLINE part part_load(const float* p) { return *p; }

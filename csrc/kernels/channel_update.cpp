@@ -3,6 +3,7 @@
 #include "kernels/channel_update.hpp"
 
 #include <algorithm>
+#include <vector>
 
 #include "common/aligned_array.hpp"
 #include "common/error.hpp"
@@ -13,6 +14,7 @@ namespace causalprune {
 namespace {
 
 constexpr std::int64_t kLanes = 16;
+constexpr std::int64_t kStripRows = 8;
 
 const ChannelUpdateKernels& kernels_of(Isa isa) {
   switch (isa) {
@@ -61,6 +63,38 @@ AlignedArray<float> pack_weight(const ChannelUpdateProblem& p, std::int64_t lane
   return packed;
 }
 
+// What the output rows of a strip see of a difference.
+struct Window {
+  std::int64_t channels, rows, columns;
+
+  explicit Window(const ChannelUpdateProblem& p)
+      : channels(p.n_changed),
+        rows((std::min(kStripRows, p.out_height) - 1) * p.stride_height +
+             (p.kernel_height - 1) * p.dilation_height + 1),
+        columns((p.out_width - 1) * p.stride_width + (p.kernel_width - 1) * p.dilation_width + 1) {}
+
+  std::int64_t size() const { return checked_product(checked_product(channels, rows), columns); }
+
+  // [channels, rows, columns] from output row y on, zero where the padding is.
+  void read(const ChannelUpdateProblem& p, std::int64_t image, std::int64_t y, float* to) const {
+    const std::int64_t top = y * p.stride_height - p.padding_height;
+    const std::int64_t first = std::min(p.padding_width, columns);
+    const std::int64_t n = std::clamp<std::int64_t>(p.width, 0, columns - first);
+    for (std::int64_t c = 0; c < channels; ++c) {
+      const float* plane =
+          p.difference + image * p.difference_stride[0] + c * p.difference_stride[1];
+      for (std::int64_t row = 0; row < rows; ++row, to += columns) {
+        const bool inside = top + row >= 0 && top + row < p.height;
+        const std::int64_t from = inside ? first : columns, kept = inside ? n : 0;
+        std::fill_n(to, from, 0.0f);
+        const float* values = plane + (top + row) * p.difference_stride[2];
+        for (std::int64_t k = 0; k < kept; ++k) to[from + k] = values[k * p.difference_stride[3]];
+        std::fill(to + from + kept, to + columns, 0.0f);
+      }
+    }
+  }
+};
+
 }  // namespace
 
 void check_channel_update(const ChannelUpdateProblem& p) {
@@ -75,46 +109,47 @@ void check_channel_update(const ChannelUpdateProblem& p) {
 
 void channel_update(const ChannelUpdateProblem& p, Isa isa, int threads) {
   check_channel_update(p);
+  if (p.n_rows == 0 || p.out_height == 0 || p.out_width == 0 || p.n_outputs == 0) return;
   const std::int64_t lanes = (p.n_outputs + kLanes - 1) / kLanes * kLanes;
-  const std::int64_t n_tasks = checked_product(p.n_rows, p.out_height);
-  if (n_tasks == 0 || p.out_width == 0 || p.n_outputs == 0) return;
+  const std::int64_t strips = (p.out_height + kStripRows - 1) / kStripRows;
+  const std::int64_t n_tasks = checked_product(p.n_rows, strips);
   const AlignedArray<float> packed = pack_weight(p, lanes);
   const ChannelUpdateKernels& kernels = kernels_of(isa);
+  const Window window(p);
   const std::int64_t taps = p.kernel_height * p.kernel_width;
-  const std::int64_t work = checked_product(checked_product(n_tasks, p.out_width * lanes),
-                                            std::max<std::int64_t>(1, p.n_changed * taps));
-  parallel_for(worker_count(threads, n_tasks, work), n_tasks, [&](int, std::int64_t task) {
-    const std::int64_t image = task / p.out_height, y = task % p.out_height;
-    const std::int64_t top = y * p.stride_height - p.padding_height;
-    ChannelUpdateRow row{};
-    row.n_positions = p.out_width;
-    row.n_outputs = p.n_outputs;
-    row.n_changed = p.n_changed;
-    row.kernel_width = p.kernel_width;
-    row.plain = p.plain + image * p.plain_stride[0] + y * p.plain_stride[2];
-    row.plain_step = p.plain_stride[3];
-    row.out = p.out + image * p.out_stride[0] + y * p.out_stride[2];
-    row.out_step = p.out_stride[3];
-    row.first_row = top < 0 ? (-top + p.dilation_height - 1) / p.dilation_height : 0;
-    row.last_row = p.kernel_height;
-    while (row.last_row > row.first_row &&
-           top + (row.last_row - 1) * p.dilation_height >= p.height) {
-      --row.last_row;
-    }
-    row.difference = p.difference + image * p.difference_stride[0] +
-                     (top + row.first_row * p.dilation_height) * p.difference_stride[2];
-    row.channel_step = p.difference_stride[1];
-    row.row_step = p.dilation_height * p.difference_stride[2];
-    row.column_step = p.difference_stride[3];
-    row.width = p.width;
-    row.padding = p.padding_width;
-    row.stride = p.stride_width;
-    row.dilation = p.dilation_width;
-    row.weight = packed.get();
-    row.kernel_height = p.kernel_height;
-    row.lanes = lanes;
-    row.relu = p.relu;
-    kernels.row(row);
+  const std::int64_t work =
+      checked_product(checked_product(p.n_rows * p.out_height, p.out_width * lanes),
+                      std::max<std::int64_t>(1, p.n_changed * taps));
+  const int workers = worker_count(threads, n_tasks, work);
+  std::vector<AlignedArray<float>> padded;
+  for (int k = 0; k < workers; ++k) padded.push_back(aligned_array<float>(window.size()));
+  parallel_for(workers, n_tasks, [&](int worker, std::int64_t task) {
+    const std::int64_t image = task / strips, y = task % strips * kStripRows;
+    float* difference = padded[static_cast<std::size_t>(worker)].get();
+    ChannelUpdateStrip strip{};
+    strip.n_rows = std::min(kStripRows, p.out_height - y);
+    strip.n_positions = p.out_width;
+    strip.n_outputs = p.n_outputs;
+    strip.n_changed = p.n_changed;
+    strip.kernel_height = p.kernel_height;
+    strip.kernel_width = p.kernel_width;
+    strip.plain = p.plain + image * p.plain_stride[0] + y * p.plain_stride[2];
+    strip.plain_row = p.plain_stride[2];
+    strip.plain_position = p.plain_stride[3];
+    strip.out = p.out + image * p.out_stride[0] + y * p.out_stride[2];
+    strip.out_row = p.out_stride[2];
+    strip.out_position = p.out_stride[3];
+    strip.difference = difference;
+    strip.channel_step = window.rows * window.columns;
+    strip.row_step = p.stride_height * window.columns;
+    strip.position_step = p.stride_width;
+    strip.tap_row_step = p.dilation_height * window.columns;
+    strip.tap_column_step = p.dilation_width;
+    strip.weight = packed.get();
+    strip.lanes = lanes;
+    strip.relu = p.relu;
+    window.read(p, image, y, difference);
+    kernels.strip(strip);
   });
 }
 

@@ -9,9 +9,11 @@
 //
 // Accumulators. float32, plain first, then channels and taps in ascending order.
 // Tolerance against a float64 oracle: 1e-6 of |plain| + sum |weight * difference|.
-// Limits. Sizes are int64 and checked. Workspace: a packed copy of the weight.
+// Limits. Sizes are int64 and checked. Workspace: a packed copy of the weight; of the difference,
+// what some output rows of one image see, with its padding.
 // Determinism. Every output has one owner and one order of summation: the same bits for any number
-// of threads. Values that are not finite go through. Thread safety: no state.
+// of threads. Values that are not finite go through; a weight that is not finite meets the zeros of
+// the padding, too. Thread safety: no state.
 #pragma once
 
 #include <cstdint>
@@ -48,24 +50,25 @@ void channel_update(const ChannelUpdateProblem& problem, Isa isa, int threads);
 
 // ---- what each instruction set provides ----
 
-// One output row of one image.
-struct ChannelUpdateRow {
-  std::int64_t n_positions, n_outputs, n_changed, kernel_width;
-  const float* plain;  // [n_positions, n_outputs], plain_step apart
-  std::int64_t plain_step;
-  float* out;
-  std::int64_t out_step;
-  const float* difference;  // first input row that a tap sees, channel 0, column -padding
-  std::int64_t channel_step, row_step, column_step;  // of the difference
-  std::int64_t first_row, last_row;                  // kernel rows [first, last) inside the input
-  std::int64_t width, padding, stride, dilation;     // along the row
-  const float* weight;                // [n_changed, kernel rows, kernel_width, lanes]
-  std::int64_t kernel_height, lanes;  // outputs rounded up to sixteen
+// Some neighbouring output rows of one image. The difference is there with its padding, so that
+// every position sees every tap.
+struct ChannelUpdateStrip {
+  std::int64_t n_rows, n_positions, n_outputs, n_changed;
+  std::int64_t kernel_height, kernel_width;
+  const float* plain;  // [n_rows, n_positions, n_outputs]
+  std::int64_t plain_row, plain_position;
+  float* out;  // as plain
+  std::int64_t out_row, out_position;
+  const float* difference;  // [n_changed, rows, columns], of the first tap of the first position
+  std::int64_t channel_step, row_step, position_step;  // to the next channel, row and position out
+  std::int64_t tap_row_step, tap_column_step;
+  const float* weight;  // [n_changed, kernel_height, kernel_width, lanes]
+  std::int64_t lanes;   // outputs rounded up to sixteen
   bool relu;
 };
 
 struct ChannelUpdateKernels {
-  void (*row)(const ChannelUpdateRow& row);
+  void (*strip)(const ChannelUpdateStrip& strip);
 };
 
 extern const ChannelUpdateKernels kChannelUpdateScalar;

@@ -8,37 +8,34 @@
 
 namespace causalprune::CAUSALPRUNE_ISA_NAMESPACE {
 
-// `Blocks` times sixteen output channels of `Positions` neighbouring positions, all of which see
-// the kernel columns [first, last): as many sums at once as hide the latency of a multiply-add.
+// `Blocks` times sixteen output channels of `Positions` neighbouring positions: as many sums at
+// once as hide the latency of a multiply-add.
 template <int Blocks, int Positions>
-CAUSALPRUNE_INLINE void update_tile(const ChannelUpdateRow& r, std::int64_t position,
-                                    std::int64_t first_output, int last_lanes, std::int64_t first,
-                                    std::int64_t last) {
+CAUSALPRUNE_INLINE void update_tile(const ChannelUpdateStrip& s, const float* plain, float* out,
+                                    const float* difference, std::int64_t first_output,
+                                    int last_lanes) {
+  const bool tail = last_lanes < kLanes;
   vec16f sum[Positions][Blocks];
   CAUSALPRUNE_UNROLL
   for (int p = 0; p < Positions; ++p) {
-    const float* from = r.plain + (position + p) * r.plain_step + first_output;
+    const float* from = plain + p * s.plain_position + first_output;
     CAUSALPRUNE_UNROLL
     for (int b = 0; b < Blocks; ++b) {
-      const bool tail = b == Blocks - 1 && last_lanes < kLanes;
-      sum[p][b] = tail ? load_first(from + b * kLanes, last_lanes) : load(from + b * kLanes);
+      sum[p][b] = b == Blocks - 1 && tail ? load_first(from + b * kLanes, last_lanes)
+                                          : load(from + b * kLanes);
     }
   }
-  const std::int64_t left = position * r.stride - r.padding;
-  const std::int64_t next = r.stride * r.column_step;
-  for (std::int64_t c = 0; c < r.n_changed; ++c) {
-    for (std::int64_t ky = r.first_row; ky < r.last_row; ++ky) {
-      const std::int64_t row = c * r.channel_step + (ky - r.first_row) * r.row_step;
-      const float* w =
-          r.weight + (c * r.kernel_height + ky) * r.kernel_width * r.lanes + first_output;
-      for (std::int64_t kx = first; kx < last; ++kx) {
-        const float* x = r.difference + row + (left + kx * r.dilation) * r.column_step;
+  const float* weight = s.weight + first_output;
+  for (std::int64_t c = 0; c < s.n_changed; ++c) {
+    for (std::int64_t ky = 0; ky < s.kernel_height; ++ky) {
+      const float* x = difference + c * s.channel_step + ky * s.tap_row_step;
+      for (std::int64_t kx = 0; kx < s.kernel_width; ++kx, weight += s.lanes) {
         vec16f tap[Blocks];
         CAUSALPRUNE_UNROLL
-        for (int b = 0; b < Blocks; ++b) tap[b] = load(w + kx * r.lanes + b * kLanes);
+        for (int b = 0; b < Blocks; ++b) tap[b] = load(weight + b * kLanes);
         CAUSALPRUNE_UNROLL
         for (int p = 0; p < Positions; ++p) {
-          const vec16f value = broadcast(x[p * next]);
+          const vec16f value = broadcast(x[kx * s.tap_column_step + p * s.position_step]);
           CAUSALPRUNE_UNROLL
           for (int b = 0; b < Blocks; ++b) sum[p][b] = fmadd(value, tap[b], sum[p][b]);
         }
@@ -47,14 +44,12 @@ CAUSALPRUNE_INLINE void update_tile(const ChannelUpdateRow& r, std::int64_t posi
   }
   CAUSALPRUNE_UNROLL
   for (int p = 0; p < Positions; ++p) {
-    float* to = r.out + (position + p) * r.out_step + first_output;
+    float* to = out + p * s.out_position + first_output;
     CAUSALPRUNE_UNROLL
     for (int b = 0; b < Blocks; ++b) {
-      const vec16f value = r.relu ? max(sum[p][b], zero()) : sum[p][b];
-      if (b == Blocks - 1 && last_lanes < kLanes) {
-        float lanes[kLanes];
-        store(lanes, value);
-        for (int k = 0; k < last_lanes; ++k) to[b * kLanes + k] = lanes[k];
+      const vec16f value = s.relu ? max(sum[p][b], zero()) : sum[p][b];
+      if (b == Blocks - 1 && tail) {
+        store_first(to + b * kLanes, value, last_lanes);
       } else {
         store(to + b * kLanes, value);
       }
@@ -62,39 +57,59 @@ CAUSALPRUNE_INLINE void update_tile(const ChannelUpdateRow& r, std::int64_t posi
   }
 }
 
+// All outputs of some neighbouring positions, so that memory is read and written in its order.
 template <int Blocks, int Positions>
-CAUSALPRUNE_INLINE void update_outputs(const ChannelUpdateRow& r, std::int64_t first_output,
-                                       int last_lanes) {
-  const std::int64_t reach = (r.kernel_width - 1) * r.dilation;
-  std::int64_t position = 0;
-  while (position < r.n_positions) {
-    const std::int64_t left = position * r.stride - r.padding;
-    const std::int64_t right = left + (Positions - 1) * r.stride + reach;
-    if (left >= 0 && right < r.width && position + Positions <= r.n_positions) {
-      update_tile<Blocks, Positions>(r, position, first_output, last_lanes, 0, r.kernel_width);
-      position += Positions;
-      continue;
+CAUSALPRUNE_INLINE void update_outputs(const ChannelUpdateStrip& s, const float* plain, float* out,
+                                       const float* difference, std::int64_t output) {
+  for (; output + Blocks * kLanes <= s.n_outputs; output += Blocks * kLanes) {
+    update_tile<Blocks, Positions>(s, plain, out, difference, output, kLanes);
+  }
+  if constexpr (Blocks > 1) {
+    if (output < s.n_outputs) {
+      update_outputs<Blocks / 2, Positions>(s, plain, out, difference, output);
     }
-    const std::int64_t first = left < 0 ? (-left + r.dilation - 1) / r.dilation : 0;
-    std::int64_t last = r.kernel_width;
-    while (last > first && left + (last - 1) * r.dilation >= r.width) --last;
-    update_tile<Blocks, 1>(r, position, first_output, last_lanes, first, last);
-    ++position;
+  } else if (output < s.n_outputs) {
+    update_tile<1, Positions>(s, plain, out, difference, output,
+                              static_cast<int>(s.n_outputs - output));
   }
 }
 
-inline void update_row(const ChannelUpdateRow& r) {
-  constexpr int kWide = kColumns >= 4 ? 4 : 1;  // blocks at a time; fewer where registers are few
-  std::int64_t output = 0;
-  for (; output + kWide * kLanes <= r.n_outputs; output += kWide * kLanes) {
-    update_outputs<kWide, kColumns / kWide>(r, output, kLanes);
+// All positions of a row, the last ones in ever smaller tiles.
+template <int Blocks, int Positions>
+CAUSALPRUNE_INLINE void update_row(const ChannelUpdateStrip& s, const float* plain, float* out,
+                                   const float* difference, std::int64_t n_positions) {
+  for (; n_positions >= Positions; n_positions -= Positions) {
+    update_outputs<Blocks, Positions>(s, plain, out, difference, 0);
+    plain += Positions * s.plain_position;
+    out += Positions * s.out_position;
+    difference += Positions * s.position_step;
   }
-  for (; output < r.n_outputs; output += kLanes) {
-    const std::int64_t left = r.n_outputs - output;
-    update_outputs<1, kColumns>(r, output, left < kLanes ? static_cast<int>(left) : kLanes);
+  if constexpr (Positions > 1) {
+    if (n_positions > 0) {
+      update_row<Blocks, Positions / 2>(s, plain, out, difference, n_positions);
+    }
   }
 }
 
-inline constexpr ChannelUpdateKernels kChannelUpdate = {&update_row};
+template <int Blocks>
+void update_rows(const ChannelUpdateStrip& s) {
+  for (std::int64_t row = 0; row < s.n_rows; ++row) {
+    update_row<Blocks, kUpdateSums / Blocks>(s, s.plain + row * s.plain_row,
+                                             s.out + row * s.out_row,
+                                             s.difference + row * s.row_step, s.n_positions);
+  }
+}
+
+inline void update_strip(const ChannelUpdateStrip& s) {
+  if (kUpdateSums >= 4 && s.lanes >= 4 * kLanes) {
+    update_rows<kUpdateSums >= 4 ? 4 : 1>(s);
+  } else if (kUpdateSums >= 4 && s.lanes >= 2 * kLanes) {
+    update_rows<kUpdateSums >= 4 ? 2 : 1>(s);
+  } else {
+    update_rows<1>(s);
+  }
+}
+
+inline constexpr ChannelUpdateKernels kChannelUpdate = {&update_strip};
 
 }  // namespace causalprune::CAUSALPRUNE_ISA_NAMESPACE
