@@ -191,7 +191,9 @@ def _run_of(columns: Tensor) -> tuple[int, int | None]:
     return first, n if neighbours else None
 
 
-def updated(step: Step, plain: Tensor, change: Narrow, old: Tensor) -> Tensor:
+def updated(
+    step: Step, plain: Tensor, change: Narrow, old: Tensor, *, relu: bool = False
+) -> Tensor:
     """Output of a convolution or linear layer whose input changed in some columns.
 
     Parameters
@@ -199,15 +201,18 @@ def updated(step: Step, plain: Tensor, change: Narrow, old: Tensor) -> Tensor:
     step : Step
         The layer.
     plain : Tensor [rows, ...]
-        Its output in the plain run.
+        Its output in the plain run, or a sum of it with values that do not change.
     change : Narrow
         Its changed input.
     old : Tensor
         The same columns in the plain run.
+    relu : bool
+        Whether a ReLU follows.
     """
     module, difference = step.module, change.new - old
     if isinstance(module, nn.Linear):
-        return F.linear(difference, module.weight[:, change.columns]).add_(plain)
+        result = F.linear(difference, module.weight[:, change.columns]).add_(plain)
+        return result.relu_() if relu else result
     assert isinstance(module, nn.Conv2d)
     if module.groups == 1:
         weight, padding = module.weight[:, change.columns], module.padding
@@ -219,8 +224,10 @@ def updated(step: Step, plain: Tensor, change: Narrow, old: Tensor) -> Tensor:
             stride=module.stride,  # type: ignore[arg-type]
             padding=padding,  # type: ignore[arg-type]
             dilation=module.dilation,  # type: ignore[arg-type]
+            relu=relu,
         )
-    return _updated_groups(module, plain, change.columns, difference)
+    result = _updated_groups(module, plain, change.columns, difference)
+    return result.relu_() if relu else result
 
 
 def _updated_groups(conv: nn.Conv2d, plain: Tensor, columns: Tensor, difference: Tensor) -> Tensor:

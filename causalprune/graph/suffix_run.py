@@ -83,12 +83,13 @@ def _run_narrow(plain: PlainRun, replace: Replacement, suffix: Suffix, job: Job)
                 change = replace.narrow(plain, source, cut, job.removal, job.rows)
             else:
                 (change,) = (changes[name] for name in step.inputs if name in changes)
-            output = plain.value(step.name, job.rows)
+            update = suffix.updates[step.name]
+            output = plain.value(update.base, job.rows)
             if len(change.columns):
                 old = plain.columns(change.base, change.axis, change.columns, job.rows)
-                found[step.name] = updated(step, output, change, old)
+                found[update.result] = updated(step, output, change, old, relu=update.relu)
             else:  # this layer does not read the unit
-                found[step.name] = output.clone()
+                found[update.result] = output.relu() if update.relu else output.clone()
     for name in suffix.crossing & changes.keys():
         found[name] = materialised(changes[name], plain.value(name, job.rows))
     return found

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from causalprune.graph.changes import is_channelwise, is_linear_layer
+from causalprune.graph.fused_updates import FusedUpdate, fused_update
 from causalprune.graph.steps import Step, is_hooked
 from causalprune.graph.units import Consumer
 
@@ -177,6 +178,8 @@ class Suffix:
     narrow : tuple of (Step, str)
         Steps answered from the changed columns alone, with how: "cut" (columns replaced at the
         output), "carry" (channelwise), "update" (convolution or linear layer) or "attention".
+    updates : Mapping of str to FusedUpdate
+        What the update of each such layer starts from and gives.
     wide : tuple of Step
         Steps run again in full, in their order.
     numbers : tuple of Step
@@ -198,6 +201,7 @@ class Suffix:
 
     cuts: Cuts
     narrow: tuple[tuple[Step, str], ...]
+    updates: Mapping[str, FusedUpdate]
     wide: tuple[Step, ...]
     numbers: tuple[Step, ...]
     crossing: frozenset[str]
@@ -237,25 +241,52 @@ def suffix_of(steps: Sequence[Step], seen: Probe, cuts: Cuts, *, jointly: bool =
         if reached and seen.bytes_per_image[step.name]:
             how[step.name] = "wide" if jointly else _means(step, seen, cuts, how, axes)
     narrow = tuple((s, how[s.name]) for s in steps if how.get(s.name, "wide") != "wide")
-    wide = tuple(s for s in steps if how.get(s.name) == "wide" or s.op == "output")
+    updates = _updates(steps, narrow, how, cuts, seen)
+    absorbed = {name for update in updates.values() for name in update.absorbed}
+    wide = tuple(
+        s
+        for s in steps
+        if (how.get(s.name) == "wide" and s.name not in absorbed) or s.op == "output"
+    )
     numbers = _numbers_for(steps, seen, {*how})
-    first = {step.name for step, _ in narrow}
+    first = {step.name for step, _ in narrow} - updates.keys()
+    results = {update.result for update in updates.values()}
+    bases = {update.base for update in updates.values()}
     read = {name for step in wide for name in step.inputs}
-    plain = (read | first | {name for step, _ in narrow for name in step.inputs}) - {
-        step.name for step in (*wide, *numbers)
-    }
+    plain = (read | first | bases | {name for step, _ in narrow for name in step.inputs}) - (
+        {step.name for step in (*wide, *numbers)} | (results - bases)
+    )
     return Suffix(
         cuts=cuts,
         narrow=narrow,
-        wide=_reusing_memory(wide, {s.name for s, means in narrow if means == "update"}, seen),
+        updates=updates,
+        wide=_reusing_memory(wide, results, seen),
         numbers=numbers,
-        crossing=frozenset(first & read),
+        crossing=frozenset((first | results) & read),
         plain=frozenset(plain),
         last_reader={name: step.name for step in wide for name in step.inputs},
         by_image=_by_image(plain, how, wide, seen, cuts),
         macs=_macs(narrow, wide, seen, cuts),
         row_bytes=max([1, *(seen.bytes_per_image[name] for name in how)]),
     )
+
+
+def _updates(
+    steps: Sequence[Step],
+    narrow: Sequence[tuple[Step, str]],
+    how: Mapping[str, str],
+    cuts: Cuts,
+    seen: Probe,
+) -> dict[str, FusedUpdate]:
+    readers: dict[str, list[Step]] = {}
+    for step in steps:
+        for name in step.inputs:
+            readers.setdefault(name, []).append(step)
+    return {
+        step.name: fused_update(step, readers, how, cuts, seen.shapes)
+        for step, means in narrow
+        if means == "update"
+    }
 
 
 def _by_image(
