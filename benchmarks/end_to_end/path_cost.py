@@ -1,7 +1,7 @@
 """What `path` costs for a whole network: time beside forward and backward, memory on a big one.
 
-Run from anywhere: ``CAUSALPRUNE_DATA=... python benchmarks/end_to_end/path_cost.py`` writes
-benchmarks/results/path_cost.md. CPU time of one thread. ResNet-20 for CIFAR: all ways in one
+Run from anywhere: ``CAUSALPRUNE_DATA=... python benchmarks/end_to_end/path_cost.py [MACHINE]``
+writes benchmarks/results/path_cost_MACHINE.md (path_cost.md without). CPU time of one thread. ResNet-20 for CIFAR: all ways in one
 process, one after the other, several rounds. ResNet-50 at 224: a process of its own, whose writable
 memory the system limits to 8 GiB, so that asking for more would end it; its peak resident memory is
 what is told.
@@ -29,7 +29,6 @@ from causalprune.scoring.data import Batch
 from causalprune.scoring.outcomes import resolve_outcome
 from causalprune.scoring.path import UnitPaths
 
-OUT = RESULTS / "path_cost.md"
 IMAGES, ROUNDS = 512, 3
 BIG_IMAGES, PEER_IMAGES, MEMORY = 64, 16, 8 * 2**30
 
@@ -156,7 +155,8 @@ def main() -> None:
         "",
         *memory_table(),
     ]
-    OUT.write_text("\n".join(lines) + "\n")
+    name = "_".join(["path_cost", *sys.argv[1:]])
+    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

@@ -7,7 +7,7 @@ out, as torch's convolutions do, can come out above the limit on small maps):
 - path_effects: those two for every weight, which make the contribution of each edge; then for every
   edge one for the maximum that ReLU leaves and two for the sum weighted by the gradient; with all
   statistics four more (the sum, the sum of absolute values, a square and its sum).
-- relative_sensitivity: eight for every weight: multiply-adds of two denominators and two shares.
+- relative_sensitivity: six for every weight: multiply-adds of two denominators and of one share.
 - sparse_conv2d: two for every weight that is not zero.
 - channel_update: two for every weight of the changed channel.
 
@@ -140,7 +140,7 @@ def counts(layer: ConvolutionLayer, operator: str) -> tuple[float, float]:
             read + 4 * weights + 2 * written + results,
         )
     if operator in (MEAN, LARGEST):
-        return 4 * dense, read + 8 * weights
+        return 3 * dense, read + 8 * weights
     if operator == SPARSE:
         share = 1 - SPARSITY
         return dense * share, read + 8 * weights * share + written

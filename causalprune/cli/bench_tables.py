@@ -101,8 +101,8 @@ def show_sensitivity(timings: Iterable[SensitivityTiming]) -> Rows:
     _note(
         "fwd: how many of the fastest forward passes ours takes. loop, torch: how many times as "
         f"long a Python loop over filters (timed on {last[0].loop_filters} filters of one image, "
-        "scaled) and torch's matrix products (timed on one image, scaled) take. GFLOP/s: of four "
-        "multiply-adds for every weight, position and image (two denominators, two shares); "
+        "scaled) and torch's matrix products (timed on one image, scaled) take. GFLOP/s: of three "
+        "multiply-adds for every weight, position and image (two denominators, one share); "
         f"multiply-adds on registers alone reach {last[0].peak_gflops:.0f}."
     )
     return rows

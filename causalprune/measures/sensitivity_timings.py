@@ -28,8 +28,8 @@ from causalprune.ops.relative_sensitivity import relative_sensitivity
 
 __all__ = ["MULTIPLY_ADDS", "SensitivityTiming", "sensitivity_timings"]
 
-MULTIPLY_ADDS = 4
-"""For each weight, position and point: two denominators, two shares."""
+MULTIPLY_ADDS = 3
+"""For each weight, position and point: two denominators, one share."""
 
 _BY = ("mean", "max")
 _TIMED_FILTERS = 4
@@ -55,7 +55,7 @@ class SensitivityTiming:
     products_ms : float
         Torch's matrix products, scaled from one image.
     gflops : float
-        Of ours: four multiply-adds, two operations each, for every weight, position and image, in
+        Of ours: three multiply-adds, two operations each, for every weight, position and image, in
         1e9 a second.
     peak_gflops : float
         Of one thread on registers alone, times threads.
