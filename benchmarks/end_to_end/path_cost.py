@@ -1,10 +1,10 @@
 """What `path` costs for a whole network: time beside forward and backward, memory on a big one.
 
 Run from anywhere: ``CAUSALPRUNE_DATA=... python benchmarks/end_to_end/path_cost.py [MACHINE]``
-writes benchmarks/results/path_cost_MACHINE.md (path_cost.md without). CPU time of one thread. ResNet-20 for CIFAR: all ways in one
-process, one after the other, several rounds. ResNet-50 at 224: a process of its own, whose writable
-memory the system limits to 8 GiB, so that asking for more would end it; its peak resident memory is
-what is told.
+writes benchmarks/results/path_cost_MACHINE.md (path_cost.md without). CPU time of one thread.
+ResNet-20 for CIFAR: all ways in one process, one after the other, several rounds. ResNet-50 at 224:
+a process of its own, whose writable memory the system limits to 8 GiB, so that asking for more
+would end it; its peak resident memory is what is told.
 """
 
 from __future__ import annotations

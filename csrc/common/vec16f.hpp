@@ -81,7 +81,7 @@ CAUSALPRUNE_INLINE vec16f pow2(vec16f n) {
 struct signs16 {
   __mmask16 v;
 };
-CAUSALPRUNE_INLINE signs16 signs(vec16f a) {
+CAUSALPRUNE_INLINE signs16 sign_bits(vec16f a) {
   return {_mm512_movepi32_mask(_mm512_castps_si512(a.v))};
 }
 CAUSALPRUNE_INLINE vec16f select(signs16 negative, vec16f a, vec16f b) {
@@ -183,7 +183,7 @@ CAUSALPRUNE_INLINE vec16f pow2(vec16f n) {
 }
 
 using signs16 = vec16f;
-CAUSALPRUNE_INLINE signs16 signs(vec16f a) { return a; }
+CAUSALPRUNE_INLINE signs16 sign_bits(vec16f a) { return a; }
 CAUSALPRUNE_INLINE vec16f select(signs16 negative, vec16f a, vec16f b) {
   return {_mm256_blendv_ps(a.lo, b.lo, negative.lo), _mm256_blendv_ps(a.hi, b.hi, negative.hi)};
 }
@@ -297,7 +297,7 @@ CAUSALPRUNE_INLINE vec16f fnmadd(vec16f a, vec16f b, vec16f c) {
   CAUSALPRUNE_EACH_PART(part_fnmadd(a.v[k], b.v[k], c.v[k]));
 }
 using signs16 = vec16f;
-CAUSALPRUNE_INLINE signs16 signs(vec16f a) { return a; }
+CAUSALPRUNE_INLINE signs16 sign_bits(vec16f a) { return a; }
 CAUSALPRUNE_INLINE vec16f select(signs16 negative, vec16f a, vec16f b) {
   CAUSALPRUNE_EACH_PART(part_select(negative.v[k], a.v[k], b.v[k]));
 }
@@ -381,52 +381,6 @@ CAUSALPRUNE_INLINE bool any_nonfinite(vec16f a) {
   for (int k = 0; k < kLanes; ++k) found |= lane[k] != 0.0f;
   return found;
 #endif
-}
-
-struct Signs {
-  bool negative = false;  // some value is below zero
-  bool finite = true;     // every value is finite
-};
-
-// Writes the positions and values of what is not zero among n inputs, keeping their order, and
-// tells how many there are. Writes up to 16 entries beyond the last one kept.
-CAUSALPRUNE_INLINE std::int32_t compress_nonzero(const float* x, std::int32_t n,
-                                                 std::int32_t first_position,
-                                                 std::int32_t* position, float* value,
-                                                 Signs& signs) {
-  std::int32_t kept = 0;
-#if defined(CAUSALPRUNE_ISA_AVX512)
-  constexpr int kNotFinite = 0x99;  // quiet and signalling NaN, both infinities
-  __m512i at =
-      _mm512_add_epi32(_mm512_set1_epi32(first_position),
-                       _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-  std::uint32_t below = 0, broken = 0;
-  for (std::int32_t k = 0; k < n; k += kLanes) {
-    const vec16f v = load_first(x + k, n - k < kLanes ? n - k : kLanes);
-    const __mmask16 keep = _mm512_cmp_ps_mask(v.v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-    below |= _mm512_cmp_ps_mask(v.v, _mm512_setzero_ps(), _CMP_LT_OQ);
-    broken |= _mm512_fpclass_ps_mask(v.v, kNotFinite);
-    _mm512_storeu_si512(position + kept, _mm512_maskz_compress_epi32(keep, at));
-    _mm512_storeu_ps(value + kept, _mm512_maskz_compress_ps(keep, v.v));
-    kept += __builtin_popcount(keep);
-    at = _mm512_add_epi32(at, _mm512_set1_epi32(kLanes));
-  }
-  signs.negative |= below != 0;
-  signs.finite &= broken == 0;
-#else
-  bool below = false;
-  float witness = 0.0f;
-  for (std::int32_t k = 0; k < n; ++k) {
-    position[kept] = first_position + k;
-    value[kept] = x[k];
-    kept += x[k] != 0.0f;
-    below |= x[k] < 0.0f;
-    witness += x[k] * 0.0f;
-  }
-  signs.negative |= below;
-  signs.finite &= witness == 0.0f;
-#endif
-  return kept;
 }
 
 // Sum of the lanes, always in the same pairwise order, whatever the instruction set.

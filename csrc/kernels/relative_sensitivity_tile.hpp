@@ -71,7 +71,7 @@ CAUSALPRUNE_INLINE void add_shares(const SensitivityTile& t, std::int64_t first)
   vec16f found[K];
   CAUSALPRUNE_UNROLL for (int k = 0; k < K; ++k) {
     from[k] = t.x + t.tap[first + k];
-    negative[k] = signs(load(t.weight + (first + k) * kLanes));
+    negative[k] = sign_bits(load(t.weight + (first + k) * kLanes));
     found[k] = zero();
   }
   for (std::int64_t p = 0; p < t.n_positions; ++p) {

@@ -18,6 +18,7 @@
 #define CAUSALPRUNE_ISA_NEON
 #endif
 #include "common/vec16f.hpp"
+#include "kernels/path_effects_gather.hpp"
 #include "path_effects_cases.hpp"
 
 namespace {
