@@ -63,6 +63,8 @@ inline bool gather_tile(const float* from, std::int64_t channel_step, int lanes,
       block[lane] = zero();
       if (lane < lanes) {
         const float* row = from + lane * channel_step + at;
+        // So many runs are more than a hardware prefetcher follows.
+        if (at + 64 < n) __builtin_prefetch(row + 64);
         block[lane] = count == 16 ? load(row) : load_first(row, count);
       }
       // Stays zero as long as all values are finite.
