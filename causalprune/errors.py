@@ -15,6 +15,7 @@ __all__ = [
     "CausalPruneError",
     "CausalPruneWarning",
     "CheckpointError",
+    "ClaimLostError",
     "DataError",
     "InvalidArgumentError",
     "MissingDependencyError",
@@ -80,6 +81,10 @@ class ProcessGroupError(CausalPruneError, RuntimeError):
 
 class RecordError(CausalPruneError, ValueError):
     """A record file on disk is incomplete, broken or of another experiment."""
+
+
+class ClaimLostError(RecordError):
+    """A trial is no longer held by the worker that wants to record it; another one has it."""
 
 
 class CheckpointError(CausalPruneError, RuntimeError):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from causalprune.experiments.records import read_trials
     from causalprune.experiments.run import RunResult, run_experiment
+    from causalprune.experiments.store import StudyStore
     from causalprune.experiments.training import evaluate, train
 
 _HOME = {
@@ -34,6 +35,7 @@ _HOME = {
     "ImageSet": "datasets",
     "RunConfig": "config",
     "RunResult": "run",
+    "StudyStore": "store",
     "build_network": "networks",
     "debbi": "networks",
     "evaluate": "training",
@@ -54,6 +56,7 @@ __all__ = [
     "ImageSet",
     "RunConfig",
     "RunResult",
+    "StudyStore",
     "build_network",
     "debbi",
     "evaluate",

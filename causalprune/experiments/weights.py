@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from causalprune.errors import DataError, MissingDependencyError
-from causalprune.files import replace_file
+from causalprune.files import file_digest, replace_file
 
 __all__ = ["load_weights", "save_weights", "sha256_of"]
 
@@ -105,14 +104,10 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     DataError
         There is no such file.
     """
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        return file_digest(path)
     except OSError as error:
         raise DataError(f"weights: cannot read {str(path)!r} ({error.strerror})") from error
-    return digest.hexdigest()
 
 
 def _read(file: Path) -> Any:
