@@ -9,6 +9,7 @@ what came.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 __all__ = [
     "CapturedByHooksWarning",
@@ -38,13 +39,15 @@ class InvalidArgumentError(CausalPruneError, ValueError):
 
 
 class UnknownNameError(InvalidArgumentError):
-    """A name is not in a registry; the message lists the names that are."""
+    """A name is not in a registry; the message lists those that are, and suggests the nearest."""
 
     def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
         self.kind = kind
         self.name = name
         self.known = tuple(sorted(known))
-        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(self.known)}")
+        near = get_close_matches(str(name), self.known, n=1)
+        suggestion = f"; did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(self.known)}{suggestion}")
 
 
 class UnsupportedModelError(CausalPruneError, ValueError):

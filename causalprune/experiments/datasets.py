@@ -23,6 +23,7 @@ from causalprune.experiments.cifar_subset import read_cifar_subset
 from causalprune.experiments.folder import read_image_folder
 from causalprune.experiments.idx import read_idx_images, read_idx_labels
 from causalprune.experiments.sampling import stratified_split, stratified_subset
+from causalprune.experiments.standardisation import Standard, standardised
 
 __all__ = [
     "DataSource",
@@ -37,8 +38,6 @@ __all__ = [
 
 Shape = tuple[int, int, int]
 Batch = tuple[Tensor, Tensor]
-Standard = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation per channel, of pixels in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +279,7 @@ def _split(
     if not min(standard[1]) > 0:
         raise DataError(f"data set {label!r}: all training pixels have the same value")
     rest, chosen = stratified_split(train_y, calibration)
-    train_x, test_x = _standardised(train_x, standard), _standardised(test_x, standard)
+    train_x, test_x = standardised(train_x, standard), standardised(test_x, standard)
     return DataSplits(
         name=label,
         train=(train_x[rest], train_y[rest]),
@@ -291,13 +290,6 @@ def _split(
         mean=_one_or_all(standard[0]),
         std=_one_or_all(standard[1]),
     )
-
-
-def _standardised(images: Tensor, standard: Standard) -> Tensor:
-    mean, std = (torch.tensor(values)[:, None, None] for values in standard)
-    if len(mean) not in (1, images.shape[1]):  # grey images of a network for colour, or reversed
-        mean, std = mean.mean(), std.mean()
-    return (images - mean) / std
 
 
 def _one_or_all(values: tuple[float, ...]) -> float | tuple[float, ...]:
