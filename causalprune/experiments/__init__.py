@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from causalprune.experiments.config import RunConfig
+    from causalprune.experiments.corruptions import CORRUPTIONS, corrupt, corrupt_standardised
     from causalprune.experiments.datasets import (
         DataSplits,
         ImageSet,
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
     from causalprune.experiments.training import evaluate, train
 
 _HOME = {
+    "CORRUPTIONS": "corruptions",
     "DataSplits": "datasets",
     "ImageSet": "datasets",
     "RunConfig": "config",
     "RunResult": "run",
     "StudyStore": "store",
     "build_network": "networks",
+    "corrupt": "corruptions",
+    "corrupt_standardised": "corruptions",
     "debbi": "networks",
     "evaluate": "training",
     "lenet300": "networks",
@@ -52,12 +56,15 @@ _HOME = {
 }
 
 __all__ = [
+    "CORRUPTIONS",
     "DataSplits",
     "ImageSet",
     "RunConfig",
     "RunResult",
     "StudyStore",
     "build_network",
+    "corrupt",
+    "corrupt_standardised",
     "debbi",
     "evaluate",
     "lenet5",
