@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from causalprune import nn
     from causalprune.analysis import AnalysisResult, analyze
     from causalprune.errors import CausalPruneError
-    from causalprune.experiments import RunConfig, RunResult, run_experiment
+    from causalprune.experiments import RunConfig, RunResult, Study, run_experiment
     from causalprune.measures import info
     from causalprune.nn import accelerate
     from causalprune.pruning import Plan, Trace, apply, plan, prune
@@ -35,6 +35,7 @@ _HOME = {
     "RunConfig": "experiments",
     "RunResult": "experiments",
     "Scores": "scoring",
+    "Study": "experiments",
     "Trace": "pruning",
     "accelerate": "nn",
     "analyze": "analysis",
@@ -56,6 +57,7 @@ __all__ = [
     "RunConfig",
     "RunResult",
     "Scores",
+    "Study",
     "Trace",
     "__version__",
     "accelerate",

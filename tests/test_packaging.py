@@ -13,9 +13,14 @@ from causalprune import _core, _native
 
 CUDA_ONLY = {
     "channel_conv2d_cuda",
+    "channel_update_cuda",
     "cuda_status",
+    "histogram_information_cuda",
+    "histogram_information_cuda_workspace",
     "path_effects_cuda",
     "path_effects_cuda_workspace",
+    "relative_sensitivity_cuda",
+    "relative_sensitivity_cuda_workspace",
     "sparse_conv2d_cuda",
 }
 

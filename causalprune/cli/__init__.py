@@ -24,6 +24,7 @@ from causalprune.cli.console import (
 )
 from causalprune.cli.prune_command import prune
 from causalprune.cli.score_command import score
+from causalprune.cli.study_command import study
 from causalprune.errors import CausalPruneError, OutputExistsError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.command()(score)
 app.command()(prune)
 app.command()(bench)
+app.add_typer(study)
 
 _QUICK: Mapping[str, Any] = {
     "methods": ("path", "random"),

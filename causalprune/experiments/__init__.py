@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from causalprune.experiments.records import read_trials
     from causalprune.experiments.run import RunResult, run_experiment
     from causalprune.experiments.store import StudyStore
+    from causalprune.experiments.study import Study
     from causalprune.experiments.training import evaluate, train
 
 _HOME = {
@@ -37,6 +38,7 @@ _HOME = {
     "ImageSet": "datasets",
     "RunConfig": "config",
     "RunResult": "run",
+    "Study": "study",
     "StudyStore": "store",
     "build_network": "networks",
     "corrupt": "corruptions",
@@ -61,6 +63,7 @@ __all__ = [
     "ImageSet",
     "RunConfig",
     "RunResult",
+    "Study",
     "StudyStore",
     "build_network",
     "corrupt",

@@ -19,6 +19,7 @@ from causalprune.files import replace_file
 
 __all__ = [
     "MEASURED_COLUMNS",
+    "SHIFT_COLUMNS",
     "TRIALS_FILE",
     "TRIAL_COLUMNS",
     "Column",
@@ -109,6 +110,12 @@ TRIAL_COLUMNS: tuple[Column, ...] = (
     Column("error", "text", "what went wrong in a failed trial"),
     Column("output_difference", "float", "largest |pruned - masked| logit, calibration images"),
 )
+
+SHIFT_COLUMNS: tuple[Column, ...] = (
+    Column("accuracy_by_shift", "text", "JSON object: accuracy on the test images of each shift"),
+    Column("accuracy_before_by_shift", "text", "the same of the unpruned checkpoint"),
+)
+"""Columns of a study's table beyond those of a run's."""
 
 MEASURED_COLUMNS: tuple[str, ...] = tuple(c.name for c in TRIAL_COLUMNS if c.measured)
 

@@ -7,45 +7,27 @@ that parameters, operations and memory fall with the ratio, and with every trial
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import nn
 
 from causalprune import _native
-from causalprune.errors import InvalidArgumentError, RecordError
+from causalprune.errors import RecordError
 from causalprune.experiments.config import RunConfig
-from causalprune.experiments.datasets import data_source, load_data
 from causalprune.experiments.design import trial_cells
-from causalprune.experiments.networks import network_spec
 from causalprune.experiments.outputs import (
     open_output,
     read_rows,
 )
-from causalprune.experiments.preparation import (
-    check_scores,
-    score_networks,
-    train_networks,
-    weight_files,
-)
+from causalprune.experiments.preparation import weight_files
+from causalprune.experiments.prepared import filled_in, prepare, repeatable_kernels, splits_of
 from causalprune.experiments.progress import stage
-from causalprune.experiments.records import (
-    TRIALS_FILE,
-    append_trial,
-    read_trials,
-    write_json,
-)
-from causalprune.experiments.training import evaluate
+from causalprune.experiments.records import TRIALS_FILE, append_trial, read_trials
 from causalprune.experiments.trial import Checkpoint, Setting, run_trial
 from causalprune.experiments.weights import sha256_of
-from causalprune.graph import capture
-from causalprune.measures import count_macs, count_parameters, machine_info, torch_threads
-from causalprune.scoring import Scores, resolve_method, resolve_outcome
+from causalprune.measures import torch_threads
 
 __all__ = ["RunResult", "run_experiment"]
 
@@ -142,72 +124,19 @@ def run_experiment(
     [['l1', 0.0, 'ok'], ['l1', 0.5, 'ok']]
     """
     _native.chosen_isa()  # a wrong CAUSALPRUNE_ISA ends the run here, not every trial
-    config = _filled_in(config)
+    config = filled_in(config)
     given = weight_files(weights, config.checkpoints)
-    device = _device(config.device)
-    splits = load_data(
-        config.data,
-        root=config.data_root,
-        input_shape=network_spec(config.network).input_shape,
-        calibration=config.calibration,
-        train_limit=config.train_limit,
-        test_limit=config.test_limit,
-    )
+    data = splits_of(config)
     folder = Path(out)
     digests = {str(number): sha256_of(file) for number, file in given.items()}
     open_output(folder, config, resume=resume, weights_sha256=digests or None)
     rows = read_rows(folder)
     _check_rows(rows, config, folder)
-    with torch_threads(config.threads), _repeatable_kernels():
-        machine = machine_info()
-        if not (folder / "machine.json").is_file():
-            write_json(folder / "machine.json", machine)
-        networks = train_networks(config, folder, splits, device, given, progress)
-        graph = capture(networks[0], splits.test[0][:1])
-        scores, problems = score_networks(config, folder, splits, networks, progress)
-        checks = check_scores(config, folder, scores, problems)
-        setting = Setting(config, splits.to(device), device, graph, machine["name"])
-        checkpoints = _checkpoints(setting, networks, scores, problems)
+    with torch_threads(config.threads), repeatable_kernels():
+        ready = prepare(config, data, folder, given=given, progress=progress)
+        setting, checkpoints, checks = ready.setting, ready.checkpoints, ready.checks
         _run_trials(setting, folder, checkpoints, rows, progress)
     return RunResult(folder, read_trials(folder), checks)
-
-
-def _filled_in(config: RunConfig) -> RunConfig:
-    network_spec(config.network)
-    source = data_source(config.data)
-    outcome = resolve_outcome(config.outcome)
-    for name in config.methods:
-        if resolve_method(name).needs_gradient and not outcome.differentiable:
-            raise InvalidArgumentError(
-                f"outcome: method {name!r} needs a differentiable outcome, got {outcome.name!r}"
-            )
-    return replace(
-        config,
-        epochs=source.epochs if config.epochs is None else config.epochs,
-        retrain_epochs=(
-            source.retrain_epochs if config.retrain_epochs is None else config.retrain_epochs
-        ),
-    )
-
-
-def _device(name: str) -> torch.device:
-    has_cuda = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if has_cuda else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (not has_cuda or (device.index or 0) >= torch.cuda.device_count()):
-        raise InvalidArgumentError(
-            f"device: {name!r} is not there ({torch.cuda.device_count()} CUDA devices)"
-        )
-    return device
-
-
-@contextmanager
-def _repeatable_kernels() -> Iterator[None]:
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    ):
-        yield
 
 
 def _check_rows(rows: list[dict[str, Any]], config: RunConfig, folder: Path) -> None:
@@ -223,31 +152,6 @@ def _check_rows(rows: list[dict[str, Any]], config: RunConfig, folder: Path) -> 
                 f"{folder / TRIALS_FILE}: trial {row['trial']} is not of the experiment in "
                 "config.json"
             )
-
-
-def _checkpoints(
-    setting: Setting,
-    networks: list[nn.Module],
-    scores: Mapping[tuple[int, str], Scores],
-    problems: Mapping[tuple[int, str], str],
-) -> list[Checkpoint]:
-    image = setting.splits.test[0][:1].cpu()
-    checkpoints: list[Checkpoint] = []
-    for number, model in enumerate(networks):
-        accuracy = evaluate(model.to(setting.device), setting.splits.test)
-        model.cpu()
-        checkpoints.append(
-            Checkpoint(
-                number=number,
-                model=model,
-                accuracy=accuracy,
-                parameters=count_parameters(model),
-                macs=count_macs(model, image),
-                scores={method: value for (n, method), value in scores.items() if n == number},
-                problems={method: text for (n, method), text in problems.items() if n == number},
-            )
-        )
-    return checkpoints
 
 
 def _run_trials(

@@ -1,4 +1,4 @@
-"""One trial: prune physically, measure, retrain, evaluate."""
+"""One trial: prune (units physically, single weights as zeros), measure, retrain, evaluate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,12 +20,15 @@ from causalprune.graph import UnitGraph, evaluating, removed
 from causalprune.measures import (
     SystemMonitor,
     count_macs,
+    count_nonzero_macs,
     count_parameters,
     latency_ms,
     parameter_bytes,
     peak_activation_bytes,
 )
-from causalprune.pruning import Plan, apply, plan
+from causalprune.pruning import Plan, apply, holding, plan, prune_weights
+from causalprune.pruning.masks import WeightMasks
+from causalprune.pruning.weights import WEIGHT_METHODS
 from causalprune.scoring import Scores
 
 __all__ = ["Checkpoint", "Setting", "run_trial"]
@@ -47,6 +50,8 @@ class Setting:
         The units of the network; the same for every checkpoint.
     machine : str
         Short name of the machine.
+    shifted : mapping of str to pair of Tensor
+        Test images under each shift, with their classes.
     """
 
     config: RunConfig
@@ -54,6 +59,7 @@ class Setting:
     device: torch.device
     graph: UnitGraph
     machine: str
+    shifted: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ class Checkpoint:
         By method.
     problems : Mapping[str, str]
         Why a method has no scores.
+    accuracy_by_shift : Mapping[str, float]
+        Fraction right under each shift.
     """
 
     number: int
@@ -83,6 +91,7 @@ class Checkpoint:
     macs: int
     scores: Mapping[str, Scores]
     problems: Mapping[str, str]
+    accuracy_by_shift: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_trial(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -100,7 +109,8 @@ def run_trial(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> dict[str,
     Returns
     -------
     dict
-        By the names of ``records.TRIAL_COLUMNS``.
+        By the names of ``records.TRIAL_COLUMNS``; where there are shifts, by those of
+        ``records.SHIFT_COLUMNS``, too.
     """
     start = time.perf_counter()
     row = _what_was_set(setting, cell, checkpoint)
@@ -140,8 +150,49 @@ def _what_was_set(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> dict[
     }
 
 
+@dataclass(frozen=True)
+class _Pruned:
+    """A pruned network: smaller, or with single weights at zero (then `masks`)."""
+
+    model: nn.Module
+    kept_units: Mapping[str, int] | None
+    masks: WeightMasks | None
+    output_difference: float | None
+
+
 def _prune_and_measure(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> dict[str, Any]:
     config, splits = setting.config, setting.splits
+    by_weight = cell.method in WEIGHT_METHODS
+    pruned = (_without_weights if by_weight else _without_units)(setting, cell, checkpoint)
+    small = pruned.model.to(setting.device)
+    size = _size(setting, small, checkpoint, by_weight=by_weight)
+    accuracy_pruned = evaluate(small, splits.test)
+    if config.retrain_epochs:
+        with holding(small, pruned.masks):
+            train(
+                small,
+                splits.train,
+                epochs=config.retrain_epochs,
+                learning_rate=config.retrain_learning_rate,
+                batch_size=config.batch_size,
+                seed=cell.seed,
+            )
+    accuracy = evaluate(small, splits.test)
+    kept = pruned.kept_units
+    return {
+        **_under_shift(setting, small, checkpoint),
+        **size,
+        "kept_units": None if kept is None else json.dumps(dict(kept)),
+        "accuracy_pruned": accuracy_pruned,
+        "accuracy": accuracy,
+        "accuracy_loss": checkpoint.accuracy - accuracy,
+        "output_difference": pruned.output_difference,
+        **_latency(setting, small),
+    }
+
+
+def _without_units(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> _Pruned:
+    config = setting.config
     if cell.method not in checkpoint.scores:
         reason = checkpoint.problems.get(cell.method, "not computed")
         raise RuntimeError(f"no scores: {reason}")
@@ -155,27 +206,23 @@ def _prune_and_measure(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> 
     )
     small = apply(checkpoint.model, proposal)
     difference = _output_difference(setting, checkpoint.model, small, proposal)
-    small = small.to(setting.device)
-    size = _size(setting, small, checkpoint)
-    accuracy_pruned = evaluate(small, splits.test)
-    if config.retrain_epochs:
-        train(
-            small,
-            splits.train,
-            epochs=config.retrain_epochs,
-            learning_rate=config.retrain_learning_rate,
-            batch_size=config.batch_size,
-            seed=cell.seed,
-        )
-    accuracy = evaluate(small, splits.test)
+    return _Pruned(small, {part.group: part.kept for part in proposal.table}, None, difference)
+
+
+def _without_weights(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> _Pruned:
+    data = tuple(part.cpu() for part in setting.splits.calibration)
+    sparse, budget = prune_weights(checkpoint.model, data, cell.method, cell.ratio, seed=cell.seed)
+    masks = {layer: mask.to(setting.device) for layer, mask in budget.masks.items()}
+    return _Pruned(sparse, None, masks, None)
+
+
+def _under_shift(setting: Setting, small: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
+    if not setting.shifted:
+        return {}
+    after = {name: evaluate(small, test) for name, test in setting.shifted.items()}
     return {
-        **size,
-        "kept_units": json.dumps({part.group: part.kept for part in proposal.table}),
-        "accuracy_pruned": accuracy_pruned,
-        "accuracy": accuracy,
-        "accuracy_loss": checkpoint.accuracy - accuracy,
-        "output_difference": difference,
-        **_latency(setting, small),
+        "accuracy_by_shift": json.dumps(after),
+        "accuracy_before_by_shift": json.dumps(dict(checkpoint.accuracy_by_shift)),
     }
 
 
@@ -185,9 +232,15 @@ def _scope(scope: str, scores: Scores) -> str:
     return "global" if bool(scores.frame["effect"].notna().any()) else "layer"
 
 
-def _size(setting: Setting, small: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
+def _size(
+    setting: Setting, small: nn.Module, checkpoint: Checkpoint, *, by_weight: bool
+) -> dict[str, Any]:
     image = setting.splits.test[0][:1]
-    parameters, macs = count_parameters(small), count_macs(small, image)
+    if by_weight:  # what is zero is there, but counts as gone
+        parameters = sum(int(parameter.count_nonzero()) for parameter in small.parameters())
+        macs = count_nonzero_macs(small, image)
+    else:
+        parameters, macs = count_parameters(small), count_macs(small, image)
     weights, activations = parameter_bytes(small), peak_activation_bytes(small, image)
     return {
         "achieved_ratio": 1.0 - parameters / checkpoint.parameters,

@@ -11,7 +11,12 @@ from causalprune.measures.latency import (
 )
 from causalprune.measures.machine import machine_info
 from causalprune.measures.memory import peak_activation_bytes
-from causalprune.measures.size import count_macs, count_parameters, parameter_bytes
+from causalprune.measures.size import (
+    count_macs,
+    count_nonzero_macs,
+    count_parameters,
+    parameter_bytes,
+)
 from causalprune.measures.system import SystemMonitor, SystemStatistics
 
 __all__ = [
@@ -19,6 +24,7 @@ __all__ = [
     "SystemMonitor",
     "SystemStatistics",
     "count_macs",
+    "count_nonzero_macs",
     "count_parameters",
     "info",
     "interleaved_latency_ms",

@@ -14,7 +14,13 @@ from causalprune.errors import InvalidArgumentError
 from causalprune.graph import evaluating
 from causalprune.graph.recording import frozen
 
-__all__ = ["count_macs", "count_parameters", "counted_attention", "parameter_bytes"]
+__all__ = [
+    "count_macs",
+    "count_nonzero_macs",
+    "count_parameters",
+    "counted_attention",
+    "parameter_bytes",
+]
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -98,6 +104,52 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
     with evaluating(model), frozen(model), torch.no_grad(), counted_attention(), counter:
         model(example)
     return int(counter.get_total_flops()) // 2
+
+
+def count_nonzero_macs(model: nn.Module, example: Tensor) -> int:
+    """Count the multiply-accumulates of one forward pass that meet no zero weight.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network; it runs twice, in evaluation mode, and gets its mode back.
+    example : Tensor
+        See :func:`count_macs`.
+
+    Returns
+    -------
+    int
+        As :func:`count_macs`, less one for every output position and zero weight of convolutions
+        and linear layers: what a kernel that skips zeros computes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> layer = nn.Conv2d(1, 2, 3, bias=False)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight[0].zero_()
+    >>> image = torch.zeros(1, 1, 5, 5)
+    >>> count_macs(layer, image), count_nonzero_macs(layer, image)
+    (162, 81)
+    """
+    skipped = 0
+
+    def note(module: nn.Module, inputs: object, output: Tensor) -> None:
+        nonlocal skipped
+        assert isinstance(module, (nn.Conv2d, nn.Linear))
+        outputs = len(module.weight)
+        skipped += output.numel() // outputs * int((module.weight == 0).sum())
+
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        with evaluating(model), frozen(model), torch.no_grad():
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return count_macs(model, example) - skipped
 
 
 @contextmanager

@@ -1,0 +1,131 @@
+"""The commands ``causalprune study ...``: designed studies and their records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from causalprune.cli.console import errors_in_one_line, fail
+
+if TYPE_CHECKING:
+    from causalprune.experiments.study import Study
+
+__all__ = ["study"]
+
+study = typer.Typer(
+    name="study",
+    help="Run a designed study over networks, methods, ratios and shifts, and read its records.",
+    no_args_is_help=True,
+)
+
+_Folder = Annotated[Path, typer.Argument(help="Folder of the study's records.")]
+_File = Annotated[Path, typer.Argument(help="Study file, YAML.")]
+_Out = Annotated[
+    Path | None, typer.Option(help="Folder of the records; default: the file's path less .yaml.")
+]
+
+
+@study.command()
+def plan(file: _File, out: _Out = None) -> None:
+    """Say what a study would run, and run nothing."""
+    with errors_in_one_line():
+        from causalprune.experiments.study import Study
+
+        found = Study.from_file(file, out)
+        console = Console()
+        for line in found.plan():
+            console.print(escape(line), soft_wrap=True, highlight=False)
+
+
+@study.command()
+def run(
+    file: _File,
+    out: _Out = None,
+    limit: Annotated[int | None, typer.Option(help="Run so many trials at the most.")] = None,
+) -> None:
+    """Run a study, or what is left of it; several processes may do so at once."""
+    with errors_in_one_line():
+        from causalprune.experiments.study import Study
+
+        _run(Study.from_file(file, out), retry_failed=False, limit=limit)
+
+
+@study.command()
+def resume(
+    folder: _Folder,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed trials again.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(help="Run so many trials at the most.")] = None,
+) -> None:
+    """Run what is left of a study, by its folder alone."""
+    with errors_in_one_line():
+        _run(_opened(folder), retry_failed=retry_failed, limit=limit)
+
+
+@study.command()
+def status(folder: _Folder) -> None:
+    """Count the trials that are done, failed, running and left, and tell how long they take."""
+    with errors_in_one_line():
+        found = _opened(folder).status()
+        left = found.seconds_left()
+        time = "" if left is None else f"; about {left / 60:.1f} minutes left for one process"
+        Console().print(
+            f"{found.ok} ok, {found.failed} failed, {found.running} running, {found.queued} "
+            f"queued of {found.total}{time}",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+@study.command()
+def export(
+    folder: _Folder,
+    path: Annotated[Path, typer.Argument(help="File to write: .csv or .parquet.")],
+    by_shift: Annotated[
+        bool, typer.Option("--by-shift", help="One row for each trial and shift.")
+    ] = False,
+) -> None:
+    """Write the rows so far to a table."""
+    with errors_in_one_line():
+        written = _opened(folder).export(path, by_shift=by_shift)
+        Console().print(f"written: {escape(str(written))}", soft_wrap=True, highlight=False)
+
+
+@study.command()
+def doctor(folder: _Folder) -> None:
+    """Check the records: the database, artefacts, trials of processes that are gone."""
+    with errors_in_one_line():
+        findings = _opened(folder).doctor()
+        for finding in findings:
+            Console().print(escape(finding), soft_wrap=True, highlight=False)
+        if findings:
+            raise typer.Exit(1)
+        Console().print("nothing found")
+
+
+def _opened(folder: Path) -> Study:
+    from causalprune.experiments.study import Study
+
+    return Study.open(folder)
+
+
+def _run(found: Study, *, retry_failed: bool, limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        fail(f"--limit: expected at least 1, got {limit}")
+    trials = found.run(retry_failed=retry_failed, limit=limit)
+    failed = trials[trials["status"] == "failed"]
+    console = Console()
+    console.print(
+        f"{len(trials)} trials recorded, {len(failed)} failed: {escape(str(found.folder))}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    for error, count in failed["error"].value_counts().items():
+        console.print(f"{count} x {escape(str(error))}", soft_wrap=True, highlight=False)
+    if len(trials) and len(failed) == len(trials):
+        raise typer.Exit(1)

@@ -1,0 +1,192 @@
+"""What stands ready before the first trial: images, trained networks, their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from causalprune.errors import InvalidArgumentError
+from causalprune.experiments.config import RunConfig
+from causalprune.experiments.corruptions import corrupt_standardised
+from causalprune.experiments.datasets import DataSplits, data_source, load_data
+from causalprune.experiments.networks import network_spec
+from causalprune.experiments.preparation import check_scores, score_networks, train_networks
+from causalprune.experiments.records import write_json
+from causalprune.experiments.study_spec import Shift
+from causalprune.experiments.training import evaluate
+from causalprune.experiments.trial import Checkpoint, Setting
+from causalprune.graph import capture
+from causalprune.measures import count_macs, count_parameters, machine_info
+from causalprune.pruning.weights import WEIGHT_METHODS
+from causalprune.scoring import Scores, resolve_method, resolve_outcome
+
+__all__ = ["Prepared", "filled_in", "prepare", "repeatable_kernels", "splits_of"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the trials of an experiment start from.
+
+    Attributes
+    ----------
+    setting : Setting
+    checkpoints : list of Checkpoint
+    checks : dict
+        How each method's scores correlate with exact ablation.
+    """
+
+    setting: Setting
+    checkpoints: list[Checkpoint]
+    checks: dict[str, Any]
+
+
+def splits_of(config: RunConfig) -> DataSplits:
+    """Load the images of an experiment, in the shape that its network takes."""
+    return load_data(
+        config.data,
+        root=config.data_root,
+        input_shape=network_spec(config.network).input_shape,
+        calibration=config.calibration,
+        train_limit=config.train_limit,
+        test_limit=config.test_limit,
+    )
+
+
+def prepare(
+    config: RunConfig,
+    splits: DataSplits,
+    folder: Path,
+    *,
+    given: Mapping[int, Path],
+    shifts: Sequence[Shift] = (),
+    progress: bool = True,
+) -> Prepared:
+    """Train the networks (or load them) and score their units, keeping what the folder holds.
+
+    Parameters
+    ----------
+    config : RunConfig
+        With its defaults filled in.
+    splits : DataSplits
+    folder : Path
+        As :func:`~causalprune.experiments.outputs.open_output` made it.
+    given : mapping of int to Path
+        Weights instead of training, by checkpoint.
+    shifts : sequence of Shift
+        Under which networks are evaluated, too.
+    progress : bool
+    """
+    device = _device(config.device)
+    machine = machine_info()
+    if not (folder / "machine.json").is_file():
+        write_json(folder / "machine.json", machine)
+    networks = train_networks(config, folder, splits, device, given, progress)
+    graph = capture(networks[0], splits.test[0][:1])
+    scores, problems = score_networks(config, folder, splits, networks, progress)
+    checks = check_scores(config, folder, scores, problems)
+    on_device = splits.to(device)
+    setting = Setting(
+        config, on_device, device, graph, machine["name"], _shifted(on_device, shifts, config.seed)
+    )
+    return Prepared(setting, _checkpoints(setting, networks, scores, problems), checks)
+
+
+def _shifted(
+    splits: DataSplits, shifts: Sequence[Shift], seed: int
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    images, labels = splits.test
+    return {
+        str(shift): (
+            corrupt_standardised(
+                images, shift.name, shift.severity, seed, mean=splits.mean, std=splits.std
+            ),
+            labels,
+        )
+        for shift in shifts
+    }
+
+
+def filled_in(config: RunConfig) -> RunConfig:
+    """Return the configuration with the defaults that depend on the data set.
+
+    Raises
+    ------
+    UnknownNameError
+        Network, data set or method is not registered.
+    InvalidArgumentError
+        A method cannot measure the outcome.
+    """
+    network_spec(config.network)
+    source = data_source(config.data)
+    outcome = resolve_outcome(config.outcome)
+    for name in config.methods:
+        if name in WEIGHT_METHODS and config.ratio_of != "parameters":
+            raise InvalidArgumentError(
+                f"ratio_of: method {name!r} removes single weights; expected 'parameters', got "
+                f"{config.ratio_of!r}"
+            )
+        if resolve_method(name).needs_gradient and not outcome.differentiable:
+            raise InvalidArgumentError(
+                f"outcome: method {name!r} needs a differentiable outcome, got {outcome.name!r}"
+            )
+    return replace(
+        config,
+        epochs=source.epochs if config.epochs is None else config.epochs,
+        retrain_epochs=(
+            source.retrain_epochs if config.retrain_epochs is None else config.retrain_epochs
+        ),
+    )
+
+
+def _device(name: str) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if has_cuda else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (not has_cuda or (device.index or 0) >= torch.cuda.device_count()):
+        raise InvalidArgumentError(
+            f"device: {name!r} is not there ({torch.cuda.device_count()} CUDA devices)"
+        )
+    return device
+
+
+@contextmanager
+def repeatable_kernels() -> Iterator[None]:
+    """Choose deterministic kernels on an accelerator while a block runs."""
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    ):
+        yield
+
+
+def _checkpoints(
+    setting: Setting,
+    networks: list[nn.Module],
+    scores: Mapping[tuple[int, str], Scores],
+    problems: Mapping[tuple[int, str], str],
+) -> list[Checkpoint]:
+    image = setting.splits.test[0][:1].cpu()
+    checkpoints: list[Checkpoint] = []
+    for number, model in enumerate(networks):
+        accuracy = evaluate(model.to(setting.device), setting.splits.test)
+        shifted = {name: evaluate(model, test) for name, test in setting.shifted.items()}
+        model.cpu()
+        checkpoints.append(
+            Checkpoint(
+                number=number,
+                model=model,
+                accuracy=accuracy,
+                accuracy_by_shift=shifted,
+                parameters=count_parameters(model),
+                macs=count_macs(model, image),
+                scores={method: value for (n, method), value in scores.items() if n == number},
+                problems={method: text for (n, method), text in problems.items() if n == number},
+            )
+        )
+    return checkpoints

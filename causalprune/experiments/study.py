@@ -1,0 +1,269 @@
+"""Algorithm 1 at full size: a designed study, worked off a queue that survives its workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from causalprune import _native
+from causalprune.errors import RecordError, UnknownNameError
+from causalprune.experiments.corruptions import CORRUPTIONS
+from causalprune.experiments.outputs import open_output
+from causalprune.experiments.prepared import (
+    Prepared,
+    filled_in,
+    prepare,
+    repeatable_kernels,
+    splits_of,
+)
+from causalprune.experiments.progress import stage
+from causalprune.experiments.records import SHIFT_COLUMNS, TRIAL_COLUMNS
+from causalprune.experiments.store import StudyStore
+from causalprune.experiments.store_queue import StudyStatus
+from causalprune.experiments.store_rows import export_rows
+from causalprune.experiments.store_workers import Worker
+from causalprune.experiments.study_file import read_study_file
+from causalprune.experiments.study_spec import StudyCell, StudySpec, study_cells
+from causalprune.experiments.study_tables import plan_lines, rows_by_shift
+from causalprune.experiments.trial import run_trial
+from causalprune.measures import machine_info, torch_threads
+
+__all__ = ["Study"]
+
+STUDY_COLUMNS = (*TRIAL_COLUMNS, *SHIFT_COLUMNS)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study and the folder of its records.
+
+    Attributes
+    ----------
+    spec : StudySpec
+    folder : Path
+        ``study.db`` (queue and log), ``blocks/`` (trained networks and scores of each block).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> text = '''
+    ... methods: [l1]
+    ... ratios: [0.0, 0.5]
+    ... checkpoints: 1
+    ... epochs: 1
+    ... retrain_epochs: 0
+    ... train_limit: 300
+    ... latency_repeats: 1
+    ... shifts: [gaussian_noise:3]
+    ... '''
+    >>> _ = (folder / "small.yaml").write_text(text)
+    >>> study = Study.from_file(folder / "small.yaml")
+    >>> trials = study.run(progress=False)
+    >>> trials.sort_values("trial")[["method", "ratio", "status"]].values.tolist()
+    [['l1', 0.0, 'ok'], ['l1', 0.5, 'ok']]
+    """
+
+    spec: StudySpec
+    folder: Path
+
+    @classmethod
+    def from_file(
+        cls, path: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None
+    ) -> Study:
+        """Read a study from a YAML file.
+
+        Parameters
+        ----------
+        path : path-like
+            See :func:`~causalprune.experiments.study_file.read_study_file`.
+        folder : path-like, optional
+            Of the records; default: the file's path without its suffix.
+
+        Raises
+        ------
+        DataError, InvalidArgumentError, UnknownNameError
+            The file is not there or does not describe a study.
+        """
+        spec = read_study_file(path)
+        for block in spec.blocks:
+            filled_in(block)
+        for shift in spec.shifts:
+            if shift.name not in CORRUPTIONS:
+                raise UnknownNameError("shift", shift.name, CORRUPTIONS)
+        return cls(spec, Path(folder) if folder is not None else Path(path).with_suffix(""))
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Study:
+        """Return the study whose records a folder holds.
+
+        Raises
+        ------
+        RecordError
+            It holds none.
+        """
+        with StudyStore.open(folder) as store:
+            return cls(StudySpec.from_dict(store.study), Path(folder))
+
+    def run(
+        self, *, progress: bool = True, retry_failed: bool = False, limit: int | None = None
+    ) -> pd.DataFrame:
+        """Run what is left of the study; several processes may do so at once.
+
+        A process that is killed loses the trial it was at, which the next one takes up again.
+
+        Parameters
+        ----------
+        progress : bool
+            Show progress: bars on a terminal, one line a stage elsewhere.
+        retry_failed : bool
+            Try failed trials again.
+        limit : int, optional
+            Run so many trials at the most.
+
+        Returns
+        -------
+        DataFrame
+            The rows so far, in the order in which they ran; ``records.TRIAL_COLUMNS`` and
+            ``records.SHIFT_COLUMNS``.
+
+        Raises
+        ------
+        RecordError
+            The folder holds another study, or cannot be written.
+        DataError
+            Images are missing or broken.
+        """
+        _native.chosen_isa()  # a wrong CAUSALPRUNE_ISA ends the study here, not every trial
+        cells = study_cells(self.spec)
+        by_trial = {entry.cell.trial: entry for entry in cells}
+        worker = Worker.here()
+        with self._store(cells) as store:
+            if retry_failed:
+                store.retry_failed()
+            store.record_machine(worker, machine_info())
+            waiting = store.status().queued if limit is None else limit
+            title = f"{self.spec.name}: {store.status().total} trials, {waiting} to run here"
+            with store.beating(worker), stage(title, waiting, progress=progress) as advance:
+                ready: dict[int, Prepared] = {}
+                done = 0
+                while limit is None or done < limit:
+                    claimed = store.claim(worker)
+                    if claimed is None:
+                        break
+                    entry = by_trial[claimed.trial]
+                    try:
+                        row = self._row(entry, ready)
+                    except BaseException:  # not the trial's fault: the next worker may have it
+                        store.release(claimed.trial, worker)
+                        raise
+                    status = store.finish(claimed.trial, worker, row)
+                    done += 1
+                    advance(f"{entry.cell.method} {entry.cell.ratio:.0%}: {status}")
+            return store.read()
+
+    def plan(self) -> list[str]:
+        """Say in words what the study would run: networks to train, trials, disk."""
+        return plan_lines(self.spec, self.folder)
+
+    def status(self) -> StudyStatus:
+        """Count the trials that are queued, running, finished and failed."""
+        with StudyStore.open(self.folder) as store:
+            return store.status()
+
+    def frame(self) -> pd.DataFrame:
+        """Return the rows so far, in the order in which they ran."""
+        with StudyStore.open(self.folder) as store:
+            return store.read()
+
+    def by_shift(self) -> pd.DataFrame:
+        """Return one row for each trial and shift, the plain test images among them (``none``)."""
+        return rows_by_shift(self.frame())
+
+    def export(self, path: str | os.PathLike[str], *, by_shift: bool = False) -> Path:
+        """Write the rows so far to a ``.csv`` or ``.parquet`` file.
+
+        Raises
+        ------
+        RecordError
+            The suffix is another one, or the file cannot be written.
+        MissingDependencyError
+            Parquet without pyarrow.
+        """
+        with StudyStore.open(self.folder) as store:
+            if not by_shift:
+                return store.export(path)
+            frame = rows_by_shift(store.read()).astype(object)
+        rows = list(frame.where(frame.notna(), None).itertuples(index=False, name=None))
+        return export_rows(rows, TRIAL_COLUMNS, path)
+
+    def doctor(self) -> list[str]:
+        """Check the records; return what is wrong with them, in words."""
+        with StudyStore.open(self.folder) as store:
+            return store.doctor()
+
+    def _store(self, cells: tuple[StudyCell, ...]) -> StudyStore:
+        trials = [_described(self.spec, entry) for entry in cells]
+        return StudyStore.create(self.folder, self.spec.to_dict(), trials, columns=STUDY_COLUMNS)
+
+    def _row(self, entry: StudyCell, ready: dict[int, Prepared]) -> dict[str, Any]:
+        config = self.spec.blocks[entry.block]
+        with torch_threads(config.threads), repeatable_kernels():
+            if entry.block not in ready:
+                ready[entry.block] = self._prepared(entry.block)
+            block = ready[entry.block]
+            row = run_trial(block.setting, entry.cell, block.checkpoints[entry.cell.checkpoint])
+        return row | {
+            "assignment": entry.assignment,
+            "assignment_probability": entry.probability,
+        }
+
+    def _prepared(self, number: int) -> Prepared:
+        config = filled_in(self.spec.blocks[number])
+        folder = self.folder / "blocks" / f"{number}-{config.network}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder.with_suffix(".lock")):
+            there = folder.is_dir() and any(folder.iterdir())
+            open_output(folder, config, resume=there, weights_sha256=None)
+            return prepare(
+                config,
+                splits_of(config),
+                folder,
+                given={},
+                shifts=self.spec.shifts,
+                progress=False,
+            )
+
+
+def _described(spec: StudySpec, entry: StudyCell) -> dict[str, Any]:
+    cell = entry.cell
+    return {
+        "trial": cell.trial,
+        "order": cell.order,
+        "block": entry.block,
+        "architecture": spec.blocks[entry.block].network,
+        "checkpoint": cell.checkpoint,
+        "method": cell.method,
+        "ratio": cell.ratio,
+        "seed": cell.seed,
+        "assignment": entry.assignment,
+        "assignment_probability": entry.probability,
+    }
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Let one process at a time prepare a block; the system ends the lock with the process."""
+    try:
+        import fcntl
+    except ImportError as error:  # Windows
+        raise RecordError("studies need a system with file locks (fcntl)") from error
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,119 @@
+"""A study in tables and words: rows by shift, and what it would run."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from causalprune.experiments.config import RunConfig
+from causalprune.experiments.networks import build_network
+from causalprune.experiments.prepared import filled_in, splits_of
+from causalprune.experiments.records import SHIFT_COLUMNS
+from causalprune.experiments.study_spec import StudySpec, study_cells
+from causalprune.measures import parameter_bytes, torch_threads
+
+__all__ = ["plan_lines", "rows_by_shift"]
+
+
+def rows_by_shift(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each trial and shift.
+
+    Parameters
+    ----------
+    trials : DataFrame
+        A study's table.
+
+    Returns
+    -------
+    DataFrame
+        The columns of a run's table. The rows of the plain test images (shift ``none``) are as
+        they were; those of a shift have ``accuracy``, ``accuracy_before`` and ``accuracy_loss``
+        under it, and no ``accuracy_pruned``, which is measured on plain images alone.
+
+    Examples
+    --------
+    >>> trials = pd.DataFrame({
+    ...     "trial": [0], "shift": ["none"], "accuracy": [0.9], "accuracy_before": [0.95],
+    ...     "accuracy_loss": [0.05], "accuracy_pruned": [0.8],
+    ...     "accuracy_by_shift": ['{"fog:3": 0.5}'], "accuracy_before_by_shift": ['{"fog:3": 0.7}'],
+    ... })
+    >>> rows_by_shift(trials)[["shift", "accuracy", "accuracy_loss"]].round(3).values.tolist()
+    [['none', 0.9, 0.05], ['fog:3', 0.5, 0.2]]
+    """
+    names = [column.name for column in SHIFT_COLUMNS]
+    rows: list[dict[Any, Any]] = []
+    for row in trials.to_dict("records"):
+        after, before = (_read(row.pop(name)) for name in names)
+        rows.append(row)
+        for shift, accuracy in after.items():
+            changed = {
+                "shift": shift,
+                "accuracy": accuracy,
+                "accuracy_before": before[shift],
+                "accuracy_loss": before[shift] - accuracy,
+                "accuracy_pruned": None,
+            }
+            rows.append({**row, **changed})
+    columns = [str(name) for name in trials.columns if name not in names]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _read(value: Any) -> dict[str, float]:
+    return dict(json.loads(value)) if isinstance(value, str) else {}
+
+
+def plan_lines(spec: StudySpec, folder: Path) -> list[str]:
+    """Say what a study would run, with estimates of its time and disk.
+
+    One training step of each network is timed here; scoring, which differs from method to method
+    by orders of magnitude, is not estimated.
+
+    Parameters
+    ----------
+    spec : StudySpec
+    folder : Path
+        Of the records.
+    """
+    cells = study_cells(spec)
+    lines = [f"{spec.name}: {len(cells)} trials in random order, design {spec.design}, in {folder}"]
+    seconds = disk = 0.0
+    for number, block in enumerate(spec.blocks):
+        config = filled_in(block)
+        own = sum(entry.block == number for entry in cells)
+        train, trial, size = _estimates(config)
+        seconds += config.checkpoints * train + own * trial
+        disk += config.checkpoints * size
+        lines.append(
+            f"{config.network} on {config.data}: {config.checkpoints} networks trained for "
+            f"{config.epochs} epochs, scored by {', '.join(config.methods)}; {own} trials over "
+            f"ratios {', '.join(f'{ratio:g}' for ratio in config.ratios)}, each retrained for "
+            f"{config.retrain_epochs} epochs"
+        )
+    if spec.shifts:
+        lines.append(f"evaluated under {', '.join(map(str, spec.shifts))}, too")
+    lines.append(
+        f"about {seconds / 60:.1f} minutes of training in one process, scoring and measuring not "
+        f"counted; about {disk / 1e6:.1f} MB of weights on disk"
+    )
+    return lines
+
+
+def _estimates(config: RunConfig) -> tuple[float, float, float]:
+    """Seconds to train a network, seconds to retrain one, bytes of its weights."""
+    splits = splits_of(config)
+    model = build_network(config.network, len(splits.classes), seed=config.seed)
+    images, labels = (part[: config.batch_size] for part in splits.train)
+    with torch_threads(config.threads):
+        for _ in range(2):  # the first one also warms up
+            begin = time.perf_counter()
+            torch.autograd.backward(F.cross_entropy(model(images), labels))
+            step = time.perf_counter() - begin
+    epoch = step * len(splits.train[0]) / len(images)
+    bytes_of_weights = float(parameter_bytes(model))
+    return (config.epochs or 0) * epoch, (config.retrain_epochs or 0) * epoch, bytes_of_weights

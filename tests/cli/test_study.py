@@ -1,0 +1,78 @@
+"""The commands ``causalprune study ...``: a study from its file to its table, and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from cli.refusals import refusal
+from typer.testing import CliRunner, Result
+
+from causalprune.cli import app
+
+TEXT = """\
+methods: [l1]
+ratios: [0.0, 0.6]
+checkpoints: 1
+epochs: 1
+retrain_epochs: 0
+calibration: 40
+train_limit: 200
+test_limit: 60
+latency_repeats: 1
+shifts: ["fog:2"]
+"""
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["study", *map(str, arguments)])
+
+
+def test_from_the_file_to_the_table(tmp_path: Path) -> None:
+    file, folder = tmp_path / "small.yaml", tmp_path / "records"
+    file.write_text(TEXT)
+    planned = _run("plan", file, "--out", folder)
+    assert planned.exit_code == 0 and "2 trials" in planned.output and not folder.exists()
+    first = _run("run", file, "--out", folder, "--limit", 1)
+    assert first.exit_code == 0 and "1 trials recorded, 0 failed" in first.output, first.output
+    counted = _run("status", folder)
+    assert "1 ok, 0 failed, 0 running, 1 queued of 2" in counted.output
+    assert "minutes left" in counted.output
+    rest = _run("resume", folder)
+    assert rest.exit_code == 0 and "2 trials recorded" in rest.output, rest.output
+    assert "nothing found" in _run("doctor", folder).output
+    table = tmp_path / "trials.csv"
+    assert _run("export", folder, table).exit_code == 0
+    assert sorted(pd.read_csv(table)["ratio"]) == [0.0, 0.6]
+    assert _run("export", folder, table, "--by-shift").exit_code == 0
+    assert sorted(pd.read_csv(table)["shift"]) == ["fog:2", "fog:2", "none", "none"]
+
+
+def test_a_study_of_failures_ends_with_1(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(TEXT.replace("[l1]", "[bn_scale]"))  # LeNet-5 has no batch norm
+    ran = _run("run", file)
+    assert ran.exit_code == 1 and "2 failed" in ran.output and "batch norm" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("run", "none.yaml"), "no such file"),
+        (("status", "nowhere"), "nowhere"),
+        (("export", "nowhere", "x.csv"), "nowhere"),
+    ],
+)
+def test_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], word: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert word in refusal(_run(*arguments))
+
+
+def test_a_typing_error_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(TEXT.replace("latency_repeats", "latency_repeat"))
+    said = refusal(_run("run", file))
+    assert "line 9" in said and "did you mean 'latency_repeats'?" in said

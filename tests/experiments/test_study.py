@@ -1,0 +1,177 @@
+"""Studies from a file to a table: shifts, resumption, several processes, what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from causalprune.errors import InvalidArgumentError, RecordError, UnknownNameError
+from causalprune.experiments.records import MEASURED_COLUMNS, TRIAL_COLUMNS, read_trials
+from causalprune.experiments.study import STUDY_COLUMNS, Study
+
+TEXT = """\
+methods: [l1, random]
+ratios: [0.0, 0.5, 0.8]
+checkpoints: 1
+epochs: 4
+retrain_epochs: 1
+calibration: 40
+train_limit: 340
+test_limit: 90
+latency_repeats: 1
+latency_batch: 2
+device: cpu
+shifts: ["contrast:5"]
+blocks:
+- {network: lenet5}
+- {network: lenet300, methods: [l1], ratios: [0.5]}
+"""
+
+
+def study_in(folder: Path, text: str = TEXT) -> Study:
+    file = folder / "small.yaml"
+    file.write_text(text)
+    return Study.from_file(file)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = study_in(tmp_path_factory.mktemp("study"))
+    study.run(progress=False)
+    return study
+
+
+def repeatable(frame: pd.DataFrame) -> pd.DataFrame:
+    """What must not depend on the machine's state, by trial."""
+    kept = [column for column in frame.columns if column not in (*MEASURED_COLUMNS, "order")]
+    return frame.sort_values("trial")[kept].reset_index(drop=True)
+
+
+def test_the_table_has_every_trial_and_column(finished: Study) -> None:
+    frame = finished.frame()
+    assert list(frame.columns) == [column.name for column in STUDY_COLUMNS]
+    assert sorted(frame["trial"]) == list(range(7)) and (frame["status"] == "ok").all()
+    assert set(frame["architecture"]) == {"lenet5", "lenet300"}
+    by_network = frame.groupby("architecture")["assignment_probability"].unique()
+    assert by_network["lenet5"] == [1 / 6] and by_network["lenet300"] == [1.0]
+    assert (frame["achieved_ratio"][frame["ratio"] == 0.8] > 0.7).all()
+    status = finished.status()
+    assert (status.ok, status.failed, status.queued, status.running) == (7, 0, 0, 0)
+    assert finished.doctor() == []
+
+
+def test_shifts_are_measured_before_and_after(finished: Study) -> None:
+    frame = finished.frame()
+    for row in frame.itertuples():
+        after, before = json.loads(row.accuracy_by_shift), json.loads(row.accuracy_before_by_shift)
+        assert set(after) == set(before) == {"contrast:5"}
+        assert before["contrast:5"] < row.accuracy_before
+    long = finished.by_shift()
+    assert len(long) == 14 and set(long["shift"]) == {"none", "contrast:5"}
+    shifted = long[long["shift"] == "contrast:5"].set_index("trial")
+    expected = shifted["accuracy_before"] - shifted["accuracy"]
+    pd.testing.assert_series_equal(shifted["accuracy_loss"], expected, check_names=False)
+
+
+def test_the_exported_table_is_a_run_table(finished: Study, tmp_path: Path) -> None:
+    read = read_trials(finished.export(tmp_path / "trials.csv"))
+    pd.testing.assert_frame_equal(
+        read[[c.name for c in TRIAL_COLUMNS]],
+        finished.frame()[[c.name for c in TRIAL_COLUMNS]],
+        check_dtype=False,
+    )
+    long = pd.read_csv(finished.export(tmp_path / "long.csv", by_shift=True))
+    assert len(long) == 14 and list(long.columns) == [c.name for c in TRIAL_COLUMNS]
+
+
+def test_running_again_changes_nothing(finished: Study) -> None:
+    before = finished.frame()
+    pd.testing.assert_frame_equal(finished.run(progress=False), before)
+    pd.testing.assert_frame_equal(Study.open(finished.folder).run(progress=False), before)
+
+
+def test_in_parts_it_is_the_same_table(finished: Study, tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    assert len(study.run(progress=False, limit=3)) == 3
+    assert study.status().queued == 4
+    frame = Study.open(study.folder).run(progress=False)
+    pd.testing.assert_frame_equal(repeatable(frame), repeatable(finished.frame()))
+
+
+def test_killed_at_random_moments_by_two_processes(finished: Study, tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    command = [sys.executable, "-m", "causalprune", "study", "run", str(tmp_path / "small.yaml")]
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    moments = random.Random(7)
+    for _ in range(3):
+        both = [start(), start()]
+        time.sleep(moments.uniform(3, 8))
+        for process in both:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+    last = start()
+    output, _ = last.communicate()
+    assert last.returncode == 0, output.decode()
+    frame = study.frame()
+    assert sorted(frame["trial"]) == list(range(7))
+    pd.testing.assert_frame_equal(repeatable(frame), repeatable(finished.frame()))
+    assert study.doctor() == []
+
+
+def test_a_method_that_fails_is_a_failed_trial(tmp_path: Path) -> None:
+    text = TEXT.replace("[l1, random]", "[l1, bn_scale]")  # LeNet-5 has no batch norm
+    study = study_in(tmp_path, text)
+    frame = study.run(progress=False)
+    failed = frame[frame["status"] == "failed"]
+    assert len(failed) == 3 and set(failed["method"]) == {"bn_scale"}
+    assert failed["error"].str.contains("batch norm").all()
+    assert study.status().failed == 3
+    again = study.run(progress=False, retry_failed=True)
+    assert len(again) == 7 and (again["status"] == "failed").sum() == 3
+
+
+def test_methods_for_single_weights_leave_zeros(tmp_path: Path) -> None:
+    text = TEXT.replace("[l1, random]", "[wt, sipp]").replace("methods: [l1], ", "")
+    frame = study_in(tmp_path, text).run(progress=False)
+    assert (frame["status"] == "ok").all(), frame["error"].unique()
+    some = frame[frame["ratio"] > 0]
+    # What retraining revived would count as there again.
+    assert ((some["achieved_ratio"] - some["ratio"]).abs() < 0.01).all()
+    assert (some["achieved_ratio_macs"] > 0.1).all()
+    assert frame.groupby("architecture")["parameter_bytes"].nunique().eq(1).all()
+    with pytest.raises(InvalidArgumentError, match="ratio_of"):
+        study_in(tmp_path, text + "ratio_of: macs\n")
+
+
+def test_another_study_in_the_folder_is_refused(finished: Study) -> None:
+    other = study_in(finished.folder.parent, TEXT.replace("0.8", "0.9"))
+    with pytest.raises(RecordError, match="another study"):
+        other.run(progress=False)
+    assert len(finished.frame()) == 7
+
+
+def test_unknown_names(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="contrust"):
+        study_in(tmp_path, TEXT.replace("contrast", "contrust"))
+    with pytest.raises(UnknownNameError, match="lenet6"):
+        study_in(tmp_path, TEXT.replace("lenet5", "lenet6"))
+    with pytest.raises(RecordError, match="no such"):
+        Study.open(tmp_path / "nowhere")
+
+
+def test_the_plan_runs_nothing(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    first, *_, last = study.plan()
+    assert "7 trials in random order" in first and "minutes" in last and "MB" in last
+    assert not study.folder.exists()
