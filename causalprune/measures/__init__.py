@@ -1,7 +1,24 @@
-"""What a network costs: parameters, multiply-accumulates, memory, time, and the machine's state."""
+"""What a network costs, and what pruning it preserves and loses.
+
+Costs: parameters, multiply-accumulates, memory, time, and the machine's state. Losses: the measures
+of "Lost in Pruning" (Liebenwein et al. 2021), agreement of outputs, calibration, and who is hurt.
+"""
 
 from __future__ import annotations
 
+from causalprune.measures.agreement import (
+    CalibrationError,
+    OutputAgreement,
+    calibration_error,
+    output_agreement,
+)
+from causalprune.measures.class_losses import ClassLosses, class_losses
+from causalprune.measures.excess_error import (
+    ExcessErrorTrend,
+    excess_error,
+    excess_error_trend,
+    excess_errors,
+)
 from causalprune.measures.information import info
 from causalprune.measures.latency import (
     Latency,
@@ -11,6 +28,11 @@ from causalprune.measures.latency import (
 )
 from causalprune.measures.machine import machine_info
 from causalprune.measures.memory import peak_activation_bytes
+from causalprune.measures.prune_potential import (
+    PrunePotentials,
+    prune_potential,
+    prune_potentials,
+)
 from causalprune.measures.size import (
     count_macs,
     count_nonzero_macs,
@@ -20,17 +42,30 @@ from causalprune.measures.size import (
 from causalprune.measures.system import SystemMonitor, SystemStatistics
 
 __all__ = [
+    "CalibrationError",
+    "ClassLosses",
+    "ExcessErrorTrend",
     "Latency",
+    "OutputAgreement",
+    "PrunePotentials",
     "SystemMonitor",
     "SystemStatistics",
+    "calibration_error",
+    "class_losses",
     "count_macs",
     "count_nonzero_macs",
     "count_parameters",
+    "excess_error",
+    "excess_error_trend",
+    "excess_errors",
     "info",
     "interleaved_latency_ms",
     "latency_ms",
     "machine_info",
+    "output_agreement",
     "parameter_bytes",
     "peak_activation_bytes",
+    "prune_potential",
+    "prune_potentials",
     "torch_threads",
 ]
