@@ -19,6 +19,7 @@ from causalprune.measures.excess_error import (
     excess_error_trend,
     excess_errors,
 )
+from causalprune.measures.guidelines import Recommendation, recommend
 from causalprune.measures.information import info
 from causalprune.measures.latency import (
     Latency,
@@ -28,6 +29,7 @@ from causalprune.measures.latency import (
 )
 from causalprune.measures.machine import machine_info
 from causalprune.measures.memory import peak_activation_bytes
+from causalprune.measures.noise_similarity import NoiseSimilarity, noise_similarity
 from causalprune.measures.prune_potential import (
     PrunePotentials,
     prune_potential,
@@ -46,8 +48,10 @@ __all__ = [
     "ClassLosses",
     "ExcessErrorTrend",
     "Latency",
+    "NoiseSimilarity",
     "OutputAgreement",
     "PrunePotentials",
+    "Recommendation",
     "SystemMonitor",
     "SystemStatistics",
     "calibration_error",
@@ -62,10 +66,12 @@ __all__ = [
     "interleaved_latency_ms",
     "latency_ms",
     "machine_info",
+    "noise_similarity",
     "output_agreement",
     "parameter_bytes",
     "peak_activation_bytes",
     "prune_potential",
     "prune_potentials",
+    "recommend",
     "torch_threads",
 ]

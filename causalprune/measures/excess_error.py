@@ -52,7 +52,7 @@ def excess_error(shifted_errors: Sequence[float], nominal_error: float) -> float
 
     References
     ----------
-    Liebenwein, Baykal, Carter, Gifford and Rus (2021), "Lost in Pruning", definition 2.
+    Liebenwein, Baykal, Carter, Gifford and Rus (2021), "Lost in Pruning".
 
     Examples
     --------

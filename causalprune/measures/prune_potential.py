@@ -61,7 +61,7 @@ def prune_potential(
 
     References
     ----------
-    Liebenwein, Baykal, Carter, Gifford and Rus (2021), "Lost in Pruning", definition 1.
+    Liebenwein, Baykal, Carter, Gifford and Rus (2021), "Lost in Pruning".
 
     Examples
     --------
