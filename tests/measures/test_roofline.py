@@ -45,7 +45,7 @@ def test_counts(layer: ConvolutionLayer) -> None:
     shares = relative_sensitivity(x, weight, padding=layer.padding)
     for name in (roofline_points.MEAN, roofline_points.LARGEST):
         operations, traffic = roofline_points.counts(layer, name)
-        assert operations == 8 * macs
+        assert operations == 6 * macs
         assert traffic == tensor_bytes(x, weight, shares)
 
     operations, traffic = roofline_points.counts(layer, roofline_points.SPARSE)
