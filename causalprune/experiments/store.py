@@ -147,7 +147,7 @@ class StudyStore(StudyReader):
         file = Path(folder) / STORE_FILE
         with explained(file, "make the folder"):
             if not file.parent.is_dir():
-                file.parent.mkdir(parents=True)
+                file.parent.mkdir(parents=True, exist_ok=True)
                 flush_folder(file.parent.parent)
         make_study(file, definition, columns)
         store = cls.open(

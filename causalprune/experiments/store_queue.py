@@ -42,12 +42,15 @@ class ClaimedTrial:
         All that the design says about it.
     attempt : int
         1 for the first time that a worker took it.
+    last_error : str or None
+        Why the attempt before came to nothing.
     """
 
     trial: int
     order: int
     cell: dict[str, Any]
     attempt: int
+    last_error: str | None
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,10 @@ def take_back(
             continue
         if attempts < max_attempts:
             requeue(connection, trial, attempts=attempts)
+            connection.execute(
+                "UPDATE trials SET last_error = ? WHERE trial = ?",
+                (f"its worker ended: {worker}", trial),
+            )
             continue
         error = f"its worker ended {attempts} times without a result, last {worker}"
         end_trial(
@@ -129,12 +136,12 @@ def take_back(
 def claim_next(connection: sqlite3.Connection, worker: Worker) -> ClaimedTrial | None:
     """Give the first queued trial to a worker."""
     found = connection.execute(
-        "SELECT trial, position, cell, attempts FROM trials WHERE status = 'queued' "
-        "ORDER BY position LIMIT 1"
+        "SELECT trial, position, cell, attempts, last_error FROM trials "
+        "WHERE status = 'queued' ORDER BY position LIMIT 1"
     ).fetchone()
     if found is None:
         return None
-    trial, position, cell, attempts = found
+    trial, position, cell, attempts, last_error = found
     connection.execute(
         "UPDATE trials SET status = 'running', worker = ?, attempts = attempts + 1, "
         "started = (SELECT coalesce(max(started), 0) + 1 FROM trials) WHERE trial = ?",
@@ -142,7 +149,7 @@ def claim_next(connection: sqlite3.Connection, worker: Worker) -> ClaimedTrial |
     )
     # What an attempt that was cut short left behind is not of this one.
     connection.execute("DELETE FROM artefacts WHERE trial = ?", (trial,))
-    return ClaimedTrial(trial, position, json.loads(cell), attempts + 1)
+    return ClaimedTrial(trial, position, json.loads(cell), attempts + 1, last_error)
 
 
 def end_trial(
@@ -172,8 +179,9 @@ def end_trial(
                 f"row of trial {trial}: {name} is {values[name]!r}, the design has {value!r}"
             )
     connection.execute(
-        "UPDATE trials SET status = ?, seconds = ? WHERE trial = ?",
-        (values["status"], seconds, trial),
+        "UPDATE trials SET status = ?, seconds = ?, last_error = coalesce(?, last_error) "
+        "WHERE trial = ?",
+        (values["status"], seconds, values.get("error"), trial),
     )
     names = ", ".join(f'"{name}"' for name in values)
     marks = ", ".join("?" * len(values))

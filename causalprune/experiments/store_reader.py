@@ -201,8 +201,8 @@ class StudyReader:
             their trials, trials of workers that have ended, artefacts that are missing or do not
             have the content they had, files that belong to no trial. Nothing is changed.
         """
-        self._check_process()
-        return findings(self.folder, self._connection)
+        with self._reading():
+            return findings(self.folder, self._connection)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

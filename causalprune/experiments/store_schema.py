@@ -6,15 +6,17 @@ transaction of SQLite, flushed to disk before it counts (write-ahead log, ``sync
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 from causalprune.errors import RecordError
 from causalprune.experiments.records import Column
+from causalprune.files import file_blocks, flush_folder, replace_file
 
 __all__ = [
     "BUSY_SECONDS",
@@ -30,7 +32,7 @@ __all__ = [
 ]
 
 STORE_FILE = "study.db"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 60.0
 """How long a step waits for another process's step; those take milliseconds."""
 
@@ -58,6 +60,7 @@ _TABLES = (
         worker TEXT REFERENCES workers (token),
         started INTEGER UNIQUE,
         seconds REAL,
+        last_error TEXT,
         CHECK ((status = 'queued') = (worker IS NULL))
     )""",
     "CREATE INDEX trials_by_status ON trials (status, position)",
@@ -69,6 +72,8 @@ _TABLES = (
     )""",
     "CREATE UNIQUE INDEX artefacts_once ON artefacts (digest, kind, coalesce(trial, -1))",
 )
+# What leads from a version to the next, by the version it starts from.
+_MIGRATIONS: dict[int, tuple[str, ...]] = {1: ("ALTER TABLE trials ADD COLUMN last_error TEXT",)}
 _TYPES = {"int": "INTEGER", "float": "REAL", "text": "TEXT"}
 
 
@@ -214,12 +219,15 @@ def add_columns(connection: sqlite3.Connection, columns: Sequence[Column]) -> No
 
 
 def upgrade(connection: sqlite3.Connection, file: Path) -> None:
-    """Check that this program knows the tables of a store.
+    """Bring the tables of a store to this version, in one step, beside a copy of the file.
+
+    The copy bears the version it is of, as ``study.v1.db``.
 
     Raises
     ------
     RecordError
-        They were written by a newer version, or there are none.
+        The tables are of a newer version, or there are none; or they, or the copy, cannot be
+        written: the store is then as it was.
     """
     with explained(file, "read"):
         found = schema_version(connection, file)
@@ -230,6 +238,33 @@ def upgrade(connection: sqlite3.Connection, file: Path) -> None:
             f"{file}: of schema {found}, written by a newer causalprune; this one "
             f"({version('causalprune')}) knows schemas up to {SCHEMA_VERSION}: update it"
         )
+    if found == SCHEMA_VERSION:
+        return
+    with transaction(connection, file, f"bring the study to schema {SCHEMA_VERSION}"):
+        # Another process may have done it meanwhile.
+        found = schema_version(connection, file) or SCHEMA_VERSION
+        if found < SCHEMA_VERSION:
+            _back_up(file, found)
+        for each in range(found, SCHEMA_VERSION):
+            for statement in _MIGRATIONS[each]:
+                connection.execute(statement)
+        connection.execute(
+            "UPDATE meta SET value = ? WHERE key = 'schema_version'", (str(SCHEMA_VERSION),)
+        )
+
+
+def _back_up(file: Path, found: int) -> None:
+    kept = file.with_name(f"{file.stem}.v{found}{file.suffix}")
+    temporary = kept.with_name(f".{kept.name}.{secrets.token_hex(4)}")
+    try:
+        with closing(connect(file)) as source, closing(sqlite3.connect(temporary)) as copy:
+            source.backup(copy)
+            # One file, without a log beside it.
+            copy.execute("PRAGMA journal_mode = DELETE")
+        replace_file(kept, file_blocks(temporary))
+        flush_folder(kept.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _declared(column: Column) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Leases", "Worker", "held_trials"]
+__all__ = ["Leases", "Worker", "held_trials", "life_of"]
 
 _PROC = Path("/proc")
 
@@ -118,6 +118,7 @@ def life_of(worker: Worker) -> Literal["alive", "dead", "unknown"]:
     try:
         started = _started(worker.pid)
     except OSError:
+        # Hidden from this user, or gone just now; then the next look finds it dead.
         return "unknown"
     if started is None:
         return "dead"
@@ -151,10 +152,7 @@ def _started(pid: int) -> str | None:
     """When a process started, empty where nothing tells, ``None`` where it has ended."""
     if not (_PROC / "self/stat").exists():
         return _started_by_psutil(pid)
-    try:
-        text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+    text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     # The name in parentheses may hold anything, parentheses too.
     fields = text.rpartition(")")[2].split()
     # A killed process stays in the table, as Z, until its parent has asked for its end.

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from experiments.store_cases import STUDY, cells
+
+from causalprune.experiments.store import StudyStore
 
 
 @pytest.fixture
@@ -49,3 +52,9 @@ def real_data() -> Path:
     if not (Path(folder) / "MNIST" / "raw").is_dir():
         pytest.skip(f"CAUSALPRUNE_DATA ({folder}) holds no MNIST/raw")
     return Path(folder)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[StudyStore]:
+    with StudyStore.create(tmp_path / "study", STUDY, cells(6)) as made:
+        yield made

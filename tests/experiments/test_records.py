@@ -120,7 +120,7 @@ def test_json_has_no_nan_and_must_be_an_object(tmp_path: Path) -> None:
 
 def test_records_do_not_import_torch() -> None:
     code = (
-        "import sys; import causalprune.experiments.records as r; "
+        "import sys; import causalprune.experiments.records, causalprune.experiments.store; "
         "from causalprune.experiments import read_trials; print('torch' in sys.modules)"
     )
     # The package itself may be eager; only what the records add is judged.
