@@ -81,7 +81,7 @@ def run(folder: Path, script: str, trial_seconds: float) -> list[object]:
         capture_output=True,
         text=True,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-        timeout=300,
+        timeout=120,
     )
     assert done.returncode == 0 and done.stderr == ""
     answer: list[object] = json.loads(done.stdout)
