@@ -21,6 +21,11 @@ from causalprune.measures.excess_error import (
 )
 from causalprune.measures.guidelines import Recommendation, recommend
 from causalprune.measures.information import info
+from causalprune.measures.informative_features import (
+    InformativeFeatures,
+    cross_confidence,
+    informative_features,
+)
 from causalprune.measures.latency import (
     Latency,
     interleaved_latency_ms,
@@ -47,6 +52,7 @@ __all__ = [
     "CalibrationError",
     "ClassLosses",
     "ExcessErrorTrend",
+    "InformativeFeatures",
     "Latency",
     "NoiseSimilarity",
     "OutputAgreement",
@@ -59,10 +65,12 @@ __all__ = [
     "count_macs",
     "count_nonzero_macs",
     "count_parameters",
+    "cross_confidence",
     "excess_error",
     "excess_error_trend",
     "excess_errors",
     "info",
+    "informative_features",
     "interleaved_latency_ms",
     "latency_ms",
     "machine_info",

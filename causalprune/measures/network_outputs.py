@@ -28,7 +28,7 @@ def measuring(**networks: nn.Module) -> Iterator[None]:
             raise InvalidArgumentError(
                 f"{name}: expected an nn.Module, got {type(network).__name__}"
             )
-    with ExitStack() as stack, torch.inference_mode():
+    with ExitStack() as stack, torch.no_grad():
         for network in networks.values():
             stack.enter_context(evaluating(network))
         yield
