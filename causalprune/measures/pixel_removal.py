@@ -51,7 +51,16 @@ class PixelRemoval:
         Whose log-odds are asked for.
     batch_size : int
         Rows (image, pixel) at a time.
+
+    Attributes
+    ----------
+    threads : int or None
+        How many threads of torch's to run it with; ``None``: as many as there are. The ways that
+        do little in each of many operators run on one: on a busy machine threads that wait for
+        each other at every operator made them ten times slower.
     """
+
+    threads: int | None = None
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> None:
         self._model, self._labels, self._batch_size = model, labels, batch_size
@@ -100,6 +109,8 @@ class PixelRemoval:
 class LinearRemoval(PixelRemoval):
     """For a network that begins with a linear layer on the flattened image: its sums by update."""
 
+    threads = 1
+
     def __init__(
         self,
         model: nn.Sequential,
@@ -130,6 +141,8 @@ class LinearRemoval(PixelRemoval):
 
 class WindowRemoval(PixelRemoval):
     """For a network that begins with convolutions: only what the pixel reaches is computed."""
+
+    threads = 1
 
     def __init__(
         self,

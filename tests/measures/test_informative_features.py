@@ -264,6 +264,17 @@ def test_networks_that_cannot_be_traced_run_as_a_whole() -> None:
     assert found.order[0].tolist() == naive(model, images[0], 0.5)[0]
 
 
+@pytest.mark.parametrize(("name", "expected"), [("one layer", 1), ("dilated", 3)])
+def test_small_operators_run_on_one_thread(name: str, expected: int) -> None:
+    model, images, _, _ = built(name, 0, 1)
+    seen: list[int] = []
+    model[-1].register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(3)
+    informative_features(model, images, keep=0.5)
+    assert seen[len(seen) // 2] == expected
+    assert torch.get_num_threads() == 3
+
+
 def test_modes_gradients_and_images_stay() -> None:
     model, images, _, _ = built("functional", 0, 4)
     model.train()
