@@ -2,7 +2,7 @@
 
 ``causalprune study run benchmarks/end_to_end/lost_in_pruning.yaml --out FOLDER`` runs the study
 (MNIST's files in CAUSALPRUNE_DATA or ``data_root``); ``python lost_in_pruning.py FOLDER NAME``
-then writes benchmarks/results/NAME.md and NAME.csv, the study's table by shift.
+then writes benchmarks/results/NAME.md and NAME.csv, the study's table.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main() -> None:
         *rows_of(errors_of(frame)),
     ]
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
-    study.export(RESULTS / f"{name}.csv", by_shift=True)
+    study.export(RESULTS / f"{name}.csv")
     print("\n".join(lines))
 
 
