@@ -49,6 +49,33 @@ void fail_not_finite(const PathEffectsProblem& p) {
   if (p.grad != nullptr) fail_if_not_finite("grad", p.grad, out_size, p.grad_stride);
 }
 
+// Sums that several tasks share: each adds to a part of its own, and the parts are put together in
+// their order afterwards.
+class Parts {
+ public:
+  Parts(double* total, std::int64_t size, std::int64_t count)
+      : total_(total), size_(size), count_(count) {
+    if (count_ == 1) return;
+    own_ = aligned_array<double>(checked_product(count_, size_));
+    std::fill_n(own_.get(), count_ * size_, 0.0);
+  }
+
+  double* first() const { return count_ == 1 ? total_ : own_.get(); }
+
+  void add_up() const {
+    if (count_ == 1) return;
+    for (std::int64_t part = 0; part < count_; ++part) {
+      const double* from = own_.get() + part * size_;
+      for (std::int64_t k = 0; k < size_; ++k) total_[k] += from[k];
+    }
+  }
+
+ private:
+  double* total_;
+  std::int64_t size_, count_;
+  AlignedArray<double> own_;
+};
+
 // [groups, blocks, inputs, taps, 16], zero in the lanes beyond the last output.
 AlignedArray<float> pack_weight(const PathEffectsProblem& p, const Split& s,
                                 const PathKernels& kernels) {
@@ -130,7 +157,9 @@ void path_effects(const PathEffectsProblem& problem, Isa isa, int threads) {
   }
   const std::int64_t inner = problem.n_inputs / problem.groups;
   const std::int64_t n_unit = checked_product(problem.n_images, problem.n_inputs);
-  std::fill_n(problem.edge, checked_product(problem.n_outputs, inner) * problem.n_statistics, 0.0);
+  const std::int64_t n_edge =
+      checked_product(checked_product(problem.n_outputs, inner), problem.n_statistics);
+  std::fill_n(problem.edge, n_edge, 0.0);
   std::fill_n(problem.unit, n_unit, 0.0);
   if (problem.n_images == 0 || problem.n_inputs == 0 || problem.n_outputs == 0 ||
       problem.height == 0 || problem.width == 0 || problem.out_height == 0 ||
@@ -141,15 +170,9 @@ void path_effects(const PathEffectsProblem& problem, Isa isa, int threads) {
   const PathKernels& kernels = path_kernels(isa);
   const Split s = split_of(p, kernels, std::max(threads, 1));
   const AlignedArray<float> packed = pack_weight(p, s, kernels);
-  AlignedArray<double> extra_units;
-  double* unit_partial = p.unit;
-  if (s.block_chunks > 1) {
-    extra_units = aligned_array<double>(checked_product(s.block_chunks, n_unit));
-    std::fill_n(extra_units.get(), s.block_chunks * n_unit, 0.0);
-    unit_partial = extra_units.get();
-  }
+  const Parts edges(p.edge, n_edge, s.image_chunks), units(p.unit, n_unit, s.block_chunks);
 
-  const std::int64_t n_tasks = p.groups * s.block_chunks * s.input_chunks;
+  const std::int64_t n_tasks = p.groups * s.block_chunks * s.image_chunks * s.input_chunks;
   const std::int64_t work = checked_product(
       checked_product(p.n_images * p.out_height * p.out_width, p.n_outputs), inner * s.taps);
   const int workers = worker_count(threads, n_tasks, work);
@@ -159,18 +182,14 @@ void path_effects(const PathEffectsProblem& problem, Isa isa, int threads) {
   std::atomic<bool> finite{all_finite(p.weight, p.n_outputs * inner * s.taps, 1)};
   parallel_for(workers, n_tasks, [&](int worker, std::int64_t task) {
     Workspace& workspace = workspaces[static_cast<std::size_t>(worker)];
-    if (!Task(p, s, kernels, packed.get(), unit_partial, workspace).run(task)) {
+    if (!Task(p, s, kernels, packed.get(), edges.first(), units.first(), workspace).run(task)) {
       finite.store(false, std::memory_order_relaxed);
     }
   });
   if (!finite) fail_not_finite(problem);
 
-  if (s.block_chunks > 1) {
-    for (std::int64_t chunk = 0; chunk < s.block_chunks; ++chunk) {
-      const double* from = extra_units.get() + chunk * n_unit;
-      for (std::int64_t k = 0; k < n_unit; ++k) p.unit[k] += from[k];
-    }
-  }
+  edges.add_up();
+  units.add_up();
 }
 
 }  // namespace causalprune

@@ -17,6 +17,8 @@ constexpr std::int64_t kMaxColumns = 64;
 constexpr std::int64_t kFlushPositions = 2048;       // float32 sums stay this short
 constexpr std::int64_t kPartialBytes = 1024 * 1024;  // running sums of a task within the L2 cache
 constexpr std::int64_t kInputsPerTask = 256;
+constexpr std::int64_t kImageChunks = 4;
+constexpr std::int64_t kChunkedEdges = 32768;  // beyond, there are inputs enough to share out
 constexpr std::int64_t kFewInputs = 16;   // below this, what inputs share costs more than they do
 constexpr std::int64_t kSmallImage = 16;  // fewer positions than this: tiles span images
 
@@ -82,7 +84,13 @@ Split split_of(const PathEffectsProblem& p, const PathKernels& kernels, std::int
   const std::int64_t wanted_blocks = ceil_div(kFewInputs, p.n_inputs);
   s.block_chunk = ceil_div(s.blocks, std::min(s.blocks, wanted_blocks));
   s.block_chunks = ceil_div(s.blocks, s.block_chunk);
-  const std::int64_t wanted_inputs = ceil_div(2 * threads, s.block_chunks * p.groups);
+  // Images before inputs: tasks that share images would each bring the same tiles in.
+  const bool by_image = checked_product(p.n_outputs, s.inputs) <= kChunkedEdges;
+  s.image_chunk = ceil_div(p.n_images, by_image ? std::min(kImageChunks, p.n_images) : 1);
+  s.image_chunk = ceil_div(s.image_chunk, s.tile_images) * s.tile_images;
+  s.image_chunks = ceil_div(p.n_images, s.image_chunk);
+  const std::int64_t wanted_inputs =
+      ceil_div(2 * threads, s.block_chunks * s.image_chunks * p.groups);
   const std::int64_t input_chunks =
       std::max(ceil_div(s.inputs, kInputsPerTask),
                threads > 1 ? std::min(wanted_inputs, ceil_div(s.inputs, kFewInputs)) : 1);

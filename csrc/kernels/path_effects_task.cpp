@@ -20,7 +20,9 @@ bool all_finite(const float* data, std::int64_t n, std::int64_t step) {
 
 bool Task::run(std::int64_t index) {
   const std::int64_t input_part = index % s.input_chunks;
-  const std::int64_t rest = index / s.input_chunks;
+  std::int64_t rest = index / s.input_chunks;
+  image_part = rest % s.image_chunks;
+  rest /= s.image_chunks;
   block_part = rest % s.block_chunks;
   group = rest / s.block_chunks;
   first_input = input_part * s.input_chunk;
@@ -36,8 +38,9 @@ void Task::run_blocks(std::int64_t begin, std::int64_t end) {
   const std::int64_t partial_size = (end - begin) * n_inputs * p.n_statistics * kLanes;
   std::fill_n(w.partial.get(), partial_size, 0.0f);
   std::int64_t unflushed = 0;
-  for (std::int64_t n = 0; n < p.n_images; n += s.tile_images) {
-    const std::int64_t images = std::min(s.tile_images, p.n_images - n);
+  const std::int64_t last = std::min((image_part + 1) * s.image_chunk, p.n_images);
+  for (std::int64_t n = image_part * s.image_chunk; n < last; n += s.tile_images) {
+    const std::int64_t images = std::min(s.tile_images, last - n);
     std::fill_n(w.unit.get(), images * n_inputs * kLanes, 0.0f);
     for (std::int64_t row = 0; row < p.out_height; row += s.tile_rows) {
       for (std::int64_t column = 0; column < p.out_width; column += s.tile_columns) {
@@ -46,7 +49,7 @@ void Task::run_blocks(std::int64_t begin, std::int64_t end) {
     }
     flush_unit(n, images);
     unflushed += images;
-    if (unflushed >= s.flush_images || n + images >= p.n_images) {
+    if (unflushed >= s.flush_images || n + images >= last) {
       flush_edges(begin, end);
       unflushed = 0;
     }
@@ -284,12 +287,13 @@ void Task::flush_unit(std::int64_t n, std::int64_t images) {
 
 void Task::flush_edges(std::int64_t begin, std::int64_t end) {
   const std::int64_t block_size = n_inputs * p.n_statistics * kLanes;
+  double* edges = edge_partial + image_part * p.n_outputs * s.inputs * p.n_statistics;
   for (std::int64_t b = begin; b < end; ++b) {
     const float* partial = w.partial.get() + (b - begin) * block_size;
     const std::int64_t lanes = std::min(kLanes, s.outputs - b * kLanes);
     for (std::int64_t lane = 0; lane < lanes; ++lane) {
       const std::int64_t output = group * s.outputs + b * kLanes + lane;
-      double* edge = p.edge + (output * s.inputs + first_input) * p.n_statistics;
+      double* edge = edges + (output * s.inputs + first_input) * p.n_statistics;
       for (std::int64_t k = 0; k < n_inputs * p.n_statistics; ++k) {
         edge[k] += partial[k * kLanes + lane];
       }

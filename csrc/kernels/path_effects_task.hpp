@@ -45,11 +45,12 @@ struct Workspace {
 class Task {
  public:
   Task(const PathEffectsProblem& problem, const Split& split, const PathKernels& kernels,
-       const float* packed_weight, double* unit_partial, Workspace& workspace)
+       const float* packed_weight, double* edge_partial, double* unit_partial, Workspace& workspace)
       : p(problem),
         s(split),
         kernels(kernels),
         packed_weight(packed_weight),
+        edge_partial(edge_partial),
         unit_partial(unit_partial),
         w(workspace) {}
 
@@ -61,9 +62,11 @@ class Task {
   const Split& s;
   const PathKernels& kernels;
   const float* packed_weight;
-  double* unit_partial;
+  double* edge_partial;  // [image_chunks] of edge
+  double* unit_partial;  // [block_chunks] of unit
   Workspace& w;
   std::int64_t group = 0, block_part = 0, first_input = 0, n_inputs = 0;
+  std::int64_t image_part = 0;
   bool finite = true;
 
   void run_blocks(std::int64_t begin, std::int64_t end);
