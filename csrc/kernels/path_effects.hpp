@@ -21,11 +21,12 @@
 //
 // Limits. Sizes are int64 and checked; inputs must be finite. Never materialises [N, O, I, P]:
 // workspace is bounded by the tile and the running sums of one task, under 2 MiB a thread, plus a
-// copy of the weight.
+// copy of the weight and, for small layers, edge sums of four parts of the images, at most 4 MiB.
 //
-// Determinism. Work is split by shape alone, every output has one owner and one order of summation:
-// the same bits for any number of threads. Thread safety: no state; concurrent calls are
-// independent.
+// Determinism. Work is split by shape alone, but for the inputs, whose sums are their own; parts
+// are put together in one order: the same bits for any number of threads. Thread safety: of what is
+// kept between calls, a share of zeros that is timed once, no result depends on; concurrent calls
+// are independent.
 #pragma once
 
 #include <cstddef>
