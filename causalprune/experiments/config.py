@@ -30,6 +30,10 @@ _AT_LEAST = {
     "test_limit": 1,
 }
 _MAY_BE_NONE = ("epochs", "retrain_epochs", "train_limit", "test_limit")
+_LEARNING_RATES = {"adam": (2e-3, 1e-3), "sgd": (0.1, 0.1)}
+_AUGMENTATIONS = (None, "crop_flip")
+_ADDED_LATER = ("optimiser", "augment")
+"""Fields that records of earlier releases do not have."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,15 @@ class RunConfig:
         Number of independently trained networks.
     epochs, retrain_epochs : int or None
         Passes over the training images before and after pruning; None for what suits the data.
+    optimiser : str
+        ``"adam"``, whose step size falls to zero linearly, or ``"sgd"``: momentum 0.9, weight
+        decay 1e-4, the warm-up and steps of
+        :class:`~causalprune.pruning.SgdRecipe`, stretched over the epochs.
     learning_rate, retrain_learning_rate : float
-        Step sizes of Adam at the start of training and retraining.
+        Largest step sizes in training and retraining; None: 2e-3 and 1e-3 for ``"adam"``, 0.1
+        for ``"sgd"``.
+    augment : str or None
+        ``"crop_flip"``: random crops and mirror images, in training and in retraining.
     batch_size : int
         Images a training step.
     calibration : int
@@ -104,8 +115,10 @@ class RunConfig:
     checkpoints: int = 3
     epochs: int | None = None
     retrain_epochs: int | None = None
-    learning_rate: float = 2e-3
-    retrain_learning_rate: float = 1e-3
+    optimiser: str = "adam"
+    learning_rate: float | None = None
+    retrain_learning_rate: float | None = None
+    augment: str | None = None
     batch_size: int = 64
     calibration: int = 256
     train_limit: int | None = None
@@ -120,10 +133,13 @@ class RunConfig:
         object.__setattr__(self, "ratios", tuple(float(ratio) for ratio in self.ratios))
         for name, least in _AT_LEAST.items():
             _check_integer(name, getattr(self, name), least, name in _MAY_BE_NONE)
+        _check_choice("optimiser", self.optimiser, tuple(_LEARNING_RATES))
+        _check_choice("augment", self.augment, _AUGMENTATIONS)
         for name in ("learning_rate", "retrain_learning_rate"):
             value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise InvalidArgumentError(f"{name}: expected a number above 0, got {value}")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and value > 0 and math.isfinite(value)):
+                raise InvalidArgumentError(f"{name}: expected a number above 0, got {value!r}")
         _check_distinct("methods", self.methods)
         _check_distinct("ratios", self.ratios)
         for ratio in self.ratios:
@@ -148,6 +164,9 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """Rebuild a configuration from ``to_dict``'s result; keys that are no fields are ignored.
 
+        A field that a later release of causalprune added has its default, which is what that
+        release did before.
+
         Raises
         ------
         RecordError
@@ -158,10 +177,18 @@ class RunConfig:
         if values.get("schema") != _SCHEMA:
             raise RecordError(f"configuration: schema {values.get('schema')!r}, expected {_SCHEMA}")
         names = [entry.name for entry in fields(cls)]
-        missing = [name for name in names if name not in values]
+        missing = [name for name in names if name not in values and name not in _ADDED_LATER]
         if missing:
             raise RecordError(f"configuration: fields are missing: {', '.join(missing)}")
-        return cls(**{name: values[name] for name in names})
+        return cls(**{name: values[name] for name in names if name in values})
+
+    def learning_rates(self) -> tuple[float, float]:
+        """Return the largest step sizes in training and in retraining."""
+        first, again = _LEARNING_RATES[self.optimiser]
+        return (
+            first if self.learning_rate is None else self.learning_rate,
+            again if self.retrain_learning_rate is None else self.retrain_learning_rate,
+        )
 
     def differences(self, other: RunConfig) -> list[str]:
         """List the fields in which another configuration differs, as ``name: mine -> other's``."""
@@ -185,6 +212,7 @@ def _check_distinct(name: str, values: tuple[object, ...]) -> None:
         raise InvalidArgumentError(f"{name}: each may appear only once, got {list(values)}")
 
 
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str | None, known: tuple[str | None, ...]) -> None:
     if value not in known:
-        raise InvalidArgumentError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+        names = ", ".join("none" if entry is None else entry for entry in known)
+        raise InvalidArgumentError(f"{name}: expected one of {names}, got {value!r}")

@@ -1,4 +1,4 @@
-"""Training of the networks of an experiment, by Adam."""
+"""Training of the networks of an experiment, by Adam or by the recipe of Lost in Pruning."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from causalprune.errors import UnknownNameError
+from causalprune.pruning.retraining import AUGMENTATIONS, SgdRecipe
 from causalprune.pruning.training import TrainingLog, check_numbers, evaluate, fit
 
 __all__ = ["TrainingLog", "evaluate", "train"]
@@ -20,9 +22,11 @@ def train(
     learning_rate: float = 2e-3,
     batch_size: int = 64,
     seed: int = 0,
+    optimiser: str = "adam",
+    augment: str | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> TrainingLog:
-    """Train a classifier in place with Adam and a learning rate that falls to zero linearly.
+    """Train a classifier in place.
 
     Parameters
     ----------
@@ -33,12 +37,19 @@ def train(
     epochs : int
         Passes over the data; 0 does nothing.
     learning_rate : float
-        Adam's step size at the start.
+        The largest one.
+    optimiser : str
+        ``"adam"``, with a learning rate that falls to zero linearly, or ``"sgd"``:
+        :class:`~causalprune.pruning.SgdRecipe`.
+    augment : str, optional
+        ``"crop_flip"``.
     batch_size, seed, on_epoch
         See :func:`causalprune.pruning.training.fit`, also for what is returned and repeats.
 
     Raises
     ------
+    UnknownNameError
+        There is no such optimiser or augmentation.
     InvalidArgumentError
         A number is out of range, or the loss became infinite or NaN.
     DataError
@@ -54,6 +65,19 @@ def train(
     1.0
     """
     check_numbers(epochs, batch_size, learning_rate)
+    if augment is not None and augment not in AUGMENTATIONS:
+        raise UnknownNameError("augmentation", augment, AUGMENTATIONS)
+    if optimiser == "sgd":
+        recipe = SgdRecipe(
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            seed=seed,
+            augment=augment,
+        )
+        return recipe.train(model, data, on_epoch=on_epoch)
+    if optimiser != "adam":
+        raise UnknownNameError("optimiser", optimiser, ("adam", "sgd"))
     return fit(
         model,
         data,
@@ -62,5 +86,6 @@ def train(
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,
+        augment=None if augment is None else AUGMENTATIONS[augment],
         on_epoch=on_epoch,
     )

@@ -173,7 +173,9 @@ def _prune_and_measure(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> 
                 small,
                 splits.train,
                 epochs=config.retrain_epochs,
-                learning_rate=config.retrain_learning_rate,
+                learning_rate=config.learning_rates()[1],
+                optimiser=config.optimiser,
+                augment=config.augment,
                 batch_size=config.batch_size,
                 seed=cell.seed,
             )

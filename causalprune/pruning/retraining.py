@@ -15,7 +15,7 @@ from causalprune.errors import InvalidArgumentError, UnknownNameError
 from causalprune.pruning.masks import WeightMasks, holding
 from causalprune.pruning.training import Augmentation, TrainingLog, check_numbers, fit
 
-__all__ = ["Retraining", "SgdRecipe", "crop_and_flip", "retrain"]
+__all__ = ["AUGMENTATIONS", "Retraining", "SgdRecipe", "crop_and_flip", "retrain"]
 
 PADDING = 4
 """Pixels of zeros around an image before a crop of its own size is drawn."""
@@ -98,8 +98,8 @@ class SgdRecipe:
                 "milestones, warmup: expected ascending fractions of the epochs in [0, 1], got "
                 f"{self.milestones!r}, {self.warmup!r}"
             )
-        if isinstance(self.augment, str) and self.augment not in _AUGMENTATIONS:
-            raise UnknownNameError("augmentation", self.augment, _AUGMENTATIONS)
+        if isinstance(self.augment, str) and self.augment not in AUGMENTATIONS:
+            raise UnknownNameError("augmentation", self.augment, AUGMENTATIONS)
 
     def rate(self, done: float) -> float:
         """Return the learning rate when a fraction of the training is done."""
@@ -122,7 +122,7 @@ class SgdRecipe:
             weight_decay=self.weight_decay,
             nesterov=self.nesterov,
         )
-        augment = _AUGMENTATIONS[self.augment] if isinstance(self.augment, str) else self.augment
+        augment = AUGMENTATIONS[self.augment] if isinstance(self.augment, str) else self.augment
         with holding(model, masks):
             return fit(
                 model,
@@ -246,4 +246,5 @@ def crop_and_flip(images: Tensor) -> Tensor:
     return bordered[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-_AUGMENTATIONS: dict[str, Augmentation] = {"crop_flip": crop_and_flip}
+AUGMENTATIONS: dict[str, Augmentation] = {"crop_flip": crop_and_flip}
+"""By the names that recipes and configurations know them by."""

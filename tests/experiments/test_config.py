@@ -32,6 +32,9 @@ def test_round_trip_through_json() -> None:
         ({"seed": 1.5}, "seed: expected an integer, got 1.5"),
         ({"threads": True}, "threads: expected an integer"),
         ({"learning_rate": 0.0}, "learning_rate"),
+        ({"retrain_learning_rate": "fast"}, "retrain_learning_rate"),
+        ({"optimiser": "lion"}, "optimiser: expected one of adam, sgd"),
+        ({"augment": "blur"}, "augment: expected one of none, crop_flip"),
         ({"device": "tpu"}, "device: expected auto, cpu, cuda"),
     ],
 )
@@ -77,3 +80,15 @@ def test_seeds_do_not_change_between_versions() -> None:
     assert derive_seed(0, "checkpoint", 0) == 0x7FFFFFFF & int.from_bytes(
         __import__("hashlib").sha256(b"(0, 'checkpoint', 0)").digest()[:4], "big"
     )
+
+
+def test_learning_rates_suit_the_optimiser() -> None:
+    assert RunConfig().learning_rates() == (2e-3, 1e-3)
+    assert RunConfig(optimiser="sgd").learning_rates() == (0.1, 0.1)
+    assert RunConfig(optimiser="sgd", retrain_learning_rate=0.02).learning_rates() == (0.1, 0.02)
+
+
+def test_records_of_before_there_was_a_choice_of_optimisers() -> None:
+    values = RunConfig(learning_rate=0.01).to_dict()
+    del values["optimiser"], values["augment"]
+    assert RunConfig.from_dict(values) == RunConfig(learning_rate=0.01)

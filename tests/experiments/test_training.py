@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from causalprune.errors import DataError, InvalidArgumentError
+from causalprune.errors import DataError, InvalidArgumentError, UnknownNameError
 from causalprune.experiments import build_network, evaluate, load_data, train
 from causalprune.measures import torch_threads
+from causalprune.pruning import SgdRecipe
 
 
 def _data(n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,3 +107,28 @@ def test_data_that_do_not_fit() -> None:
         evaluate(_network(), (images, labels[:-1]))
     with pytest.raises(DataError, match="no images"):
         train(_network(), (images[:0], labels[:0]), epochs=1)
+
+
+def test_the_recipe_of_lost_in_pruning_is_the_one_for_cascades() -> None:
+    here, there = _network(), _network()
+    log = train(here, _data(), epochs=6, learning_rate=0.3, optimiser="sgd", seed=3)
+    recipe = SgdRecipe(epochs=6, learning_rate=0.3, batch_size=64, seed=3)
+    expected = recipe.train(there, _data())
+    assert log == expected and log.losses[-1] < log.losses[0]
+    there_now = there.state_dict()
+    assert all(torch.equal(value, there_now[name]) for name, value in here.state_dict().items())
+
+
+def test_augmented_images_are_other_images() -> None:
+    images, labels = torch.rand(40, 1, 28, 28), torch.arange(40) % 2
+    logs = []
+    for augment in (None, "crop_flip"):
+        network = nn.Sequential(nn.Flatten(), nn.Linear(784, 2))
+        with torch.no_grad():
+            network[1].weight.fill_(0.01)
+        logs.append(train(network, (images, labels), epochs=2, augment=augment))
+    assert logs[0].losses != logs[1].losses
+    with pytest.raises(UnknownNameError, match="blur"):
+        train(network, (images, labels), epochs=1, augment="blur")
+    with pytest.raises(UnknownNameError, match="lion"):
+        train(network, (images, labels), epochs=1, optimiser="lion")
