@@ -12,6 +12,7 @@ from causalprune.analysis.iisc import threshold_columns
 from causalprune.analysis.results import (
     AnalysisResult,
     Contrast,
+    Finding,
     Refutation,
     load_analyses,
     save_analyses,
@@ -20,6 +21,7 @@ from causalprune.analysis.results import (
 __all__ = [
     "AnalysisResult",
     "Contrast",
+    "Finding",
     "Refutation",
     "accuracy_graph",
     "analyze",

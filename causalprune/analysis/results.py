@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     import networkx as nx
     import pandas as pd
 
-__all__ = ["AnalysisResult", "Contrast", "Refutation", "load_analyses", "save_analyses"]
+__all__ = [
+    "AnalysisResult",
+    "Contrast",
+    "Finding",
+    "Refutation",
+    "load_analyses",
+    "save_analyses",
+]
 
 SCHEMA = 1
 
@@ -94,6 +101,55 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One effect beside the main one: another estimator's, a method's, an architecture's.
+
+    Attributes
+    ----------
+    question : str
+        What it answers; findings of one question stand together in a report: ``"method"``,
+        ``"dose-response"``, ``"by architecture"``, ``"through memory"``, ``"target to achieved"``.
+    contrast : str
+        What is compared: ``"wt instead of l1"``, ``"ratio 0.3 to 0.7"``.
+    estimator : str
+        How, in a few words: ``"LinearDML, spline, known design"``.
+    effect, low, high : float
+        In units of `outcome`, with a 95 % interval; NaN where the table cannot tell.
+    outcome : str
+        Column whose change `effect` is.
+    n_clusters : int
+        Independently trained networks behind it.
+    sentence : str
+        What it says, with its caveats.
+    reason : str
+        Empty, or why there is no number.
+
+    Examples
+    --------
+    >>> from causalprune.analysis import Finding
+    >>> found = Finding("method", "wt instead of l1", "paired differences", -0.02, -0.03, -0.01)
+    >>> found.estimable
+    True
+    """
+
+    question: str
+    contrast: str
+    estimator: str
+    effect: float
+    low: float
+    high: float
+    outcome: str = "accuracy_loss"
+    n_clusters: int = 0
+    sentence: str = ""
+    reason: str = ""
+
+    @property
+    def estimable(self) -> bool:
+        """Whether there is a number."""
+        return not self.reason
+
+
+@dataclass(frozen=True)
 class AnalysisResult:
     """Effect of a treatment on an outcome over a table of pruning trials.
 
@@ -115,7 +171,9 @@ class AnalysisResult:
     contrasts : tuple of Contrast
         The dose-response curve against the smallest treatment level.
     refutations : tuple of Refutation
-        The three refuters.
+        Every attempt to break the estimate.
+    findings : tuple of Finding
+        Effects beside the main one: of methods, by architecture, through memory.
     thresholds : Mapping[str, float]
         The cut points of the preset ``"iisc"``.
     notes : tuple of str
@@ -151,6 +209,7 @@ class AnalysisResult:
     design_covariates: tuple[str, ...] = ()
     contrasts: tuple[Contrast, ...] = ()
     refutations: tuple[Refutation, ...] = ()
+    findings: tuple[Finding, ...] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
     n_trials: int = 0
     n_failed: int = 0
@@ -267,6 +326,10 @@ class AnalysisResult:
                     **{**entry, **_numbers(entry, ("estimate", "refuted_effect", "low", "high"))}
                 )
                 for entry in values.get("refutations", ())
+            )
+            values["findings"] = tuple(
+                Finding(**{**entry, **_numbers(entry, ("effect", "low", "high"))})
+                for entry in values.get("findings", ())
             )
             values["edges"] = tuple((str(a), str(b)) for a, b in values.get("edges", ()))
             for key in ("nodes", "constant_nodes", "adjustment", "design_covariates", "notes"):

@@ -37,7 +37,8 @@ class Trials:
     Attributes
     ----------
     frame : DataFrame
-        Own copy, fresh index; treatment and outcome are float64.
+        Own copy, fresh index; treatment and outcome are float64; where a table has several
+        architectures or data sets, `checkpoint` names them, too: it is one name a network.
     n_failed : int
         Trials with status ``failed``.
     n_incomplete : int
@@ -92,7 +93,7 @@ def completed_trials(
     finite = np.isfinite(frame[list(numeric)].to_numpy(dtype=float)).all(axis=1)
     for name in required:
         finite &= frame[name].notna().to_numpy()
-    frame = frame.loc[finite].reset_index(drop=True)
+    frame = _one_name_a_network(frame.loc[finite].reset_index(drop=True))
     n_failed, n_incomplete = int(failed.sum()), int((~finite).sum())
     if len(frame) < MIN_TRIALS:
         raise RecordError(_too_few(table, failed, len(frame), n_failed, n_incomplete))
@@ -107,6 +108,19 @@ def check_treatment(frame: pd.DataFrame, treatment: str) -> None:
             f"treatment: expected at least two values of {treatment!r} among the completed "
             f"trials, got only {values[0]:g} in all {len(frame)}"
         )
+
+
+def _one_name_a_network(frame: pd.DataFrame) -> pd.DataFrame:
+    """Tell checkpoint 0 of one architecture or data set from checkpoint 0 of another."""
+    above = [
+        name
+        for name in ("architecture", "dataset")
+        if name in frame and frame[name].nunique(dropna=False) > 1
+    ]
+    if not above or "checkpoint" not in frame:
+        return frame
+    names = frame[[*above, "checkpoint"]].astype(str).agg("/".join, axis=1)
+    return frame.assign(checkpoint=names)
 
 
 def _as_float(column: pd.Series[float]) -> pd.Series[float]:

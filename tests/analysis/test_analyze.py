@@ -243,3 +243,11 @@ def test_importing_the_room_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_checkpoint_numbers_of_two_networks_are_two_networks() -> None:
+    small = simulate(3, checkpoints=3)
+    other = simulate(4, checkpoints=3).assign(architecture="lenet300")
+    both = analyze(pd.concat([small, other], ignore_index=True), n_simulations=0)
+    assert both.n_clusters == 6 and "architecture" in both.design_covariates
+    assert analyze(small, n_simulations=0).n_clusters == 3
