@@ -34,7 +34,7 @@ DEFAULT_SIMULATIONS = 100
 
 
 def analyze(
-    table: pd.DataFrame | str | Path,
+    table: Any,
     treatment: str = "ratio",
     outcome: str = "accuracy_loss",
     *,
@@ -61,11 +61,11 @@ def analyze(
 
     Parameters
     ----------
-    table : DataFrame, str or Path
-        One row a trial; a run directory, a ``trials.csv`` or a frame, which is
-        never changed. Needs the treatment, the outcome and ``checkpoint`` (which
-        network a trial started from); ``status``, ``assignment`` and the design
-        columns are used where present.
+    table : DataFrame, Study or path
+        One row a trial: a frame, which is never changed, a study, the folder of a study or of a
+        run, or a ``.csv`` or ``.parquet`` with named columns. Needs the treatment, the outcome
+        and ``checkpoint`` (which network a trial started from); ``status``, ``assignment`` and
+        the design columns are used where present.
     treatment : str
         Numeric column that causes the outcome in the graph, usually ``"ratio"``.
     outcome : str

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from causalprune.errors import InvalidArgumentError, RecordError
-from causalprune.experiments.records import read_trials
+from causalprune.errors import InvalidArgumentError, MissingDependencyError, RecordError
+from causalprune.experiments.records import TRIAL_COLUMNS, read_trials
+from causalprune.experiments.store_reader import StudyReader
+from causalprune.experiments.store_schema import STORE_FILE
 
 # Fewer completed trials leave nothing to judge an estimate by.
 MIN_TRIALS = 4
 
 # Words in the column `assignment` that say nobody assigned anything.
 OBSERVATIONAL = ("observ", "import", "unknown", "none", "nan")
+
+MEANINGS = {column.name: column.description for column in TRIAL_COLUMNS}
 
 # What an experiment sets; everything else in the table follows from it.
 DESIGN_COLUMNS = (
@@ -58,16 +63,58 @@ class Trials:
         return int(self.frame["checkpoint"].nunique()) if "checkpoint" in self.frame else 0
 
 
-def read_table(table: pd.DataFrame | str | Path) -> pd.DataFrame:
-    """Return a copy of the table, or read ``trials.csv`` of a run directory or a CSV path."""
+def read_table(table: Any) -> pd.DataFrame:
+    """Return a copy of a table of trials, from wherever it is.
+
+    Parameters
+    ----------
+    table : DataFrame, Study or path
+        A path is the folder of a study or a run, a ``study.db``, a ``.csv`` (a run table, or any
+        other with named columns) or a ``.parquet``.
+
+    Raises
+    ------
+    RecordError
+        There is no such table, or it cannot be read.
+    InvalidArgumentError
+        It is none of these.
+    """
     if isinstance(table, pd.DataFrame):
         return table.copy(deep=True)
+    if hasattr(table, "frame") and hasattr(table, "folder"):  # a Study, which brings torch
+        table = table.folder
     if not isinstance(table, (str, Path)):
         raise InvalidArgumentError(
-            "table: expected a DataFrame, a run directory or the path of a trials.csv, "
-            f"got {type(table).__name__}"
+            "table: expected a DataFrame, a Study, a folder of a run or a study, or the path of a "
+            f"table, got {type(table).__name__}"
         )
-    return read_trials(table)
+    path = Path(table)
+    folder = path.parent if path.name == STORE_FILE else path
+    if (folder / STORE_FILE).is_file():
+        with StudyReader.open(folder) as store:
+            return store.read()
+    if path.suffix == ".parquet":
+        return _read_file(path, pd.read_parquet)
+    if path.is_file() and not _is_run_table(path):
+        return _read_file(path, pd.read_csv)
+    return read_trials(path)
+
+
+def _is_run_table(path: Path) -> bool:
+    names = _read_file(path, lambda file: pd.read_csv(file, nrows=0)).columns
+    return {column.name for column in TRIAL_COLUMNS} <= set(names)
+
+
+def _read_file(path: Path, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+    try:
+        return read(path)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{path.name} needs pyarrow: pip install 'causalprune[parquet]'"
+        ) from error
+    except (OSError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        raise RecordError(f"{path}: not a readable table ({problem})") from error
 
 
 def completed_trials(
@@ -79,9 +126,10 @@ def completed_trials(
         raise RecordError(f"table: columns appear twice: {', '.join(doubled)}")
     missing = [name for name in (*numeric, *required) if name not in table.columns]
     if missing:
-        raise RecordError(
-            f"table: missing columns {', '.join(missing)}; it has {', '.join(map(str, table))}"
+        told = "; ".join(
+            f"{name} ({MEANINGS[name]})" if name in MEANINGS else name for name in missing
         )
+        raise RecordError(f"table: missing columns {told}; it has {', '.join(map(str, table))}")
     failed = (
         table["status"].astype(str).str.lower().eq("failed")
         if "status" in table

@@ -158,7 +158,9 @@ def info(
 
 @app.command()
 def analyze(
-    table: Annotated[Path, typer.Argument(help="Folder of a run, or a trials.csv.")],
+    table: Annotated[
+        Path, typer.Argument(help="Folder of a run or a study, or a .csv or .parquet.")
+    ],
     treatment: Annotated[str, typer.Option(help="Column that is set.")] = "ratio",
     outcome: Annotated[str, typer.Option(help="Column that follows.")] = "accuracy_loss",
     preset: Annotated[str | None, typer.Option(help='"iisc" for the paper\'s Algorithm 2.')] = None,

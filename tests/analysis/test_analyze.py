@@ -182,11 +182,6 @@ def test_refute_returns_the_record_or_runs_again(planted):
         planted.refute(seed=3)
 
 
-def test_missing_columns_are_named():
-    with pytest.raises(RecordError, match="missing columns accuracy_loss, checkpoint"):
-        analyze(simulate(1).drop(columns=["accuracy_loss", "checkpoint"]))
-
-
 def test_text_in_a_numeric_column_is_named():
     table = simulate(1).astype({"accuracy_loss": object})
     table.loc[3, "accuracy_loss"] = "lots"
