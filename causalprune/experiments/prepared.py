@@ -18,11 +18,11 @@ from causalprune.experiments.datasets import DataSplits, data_source, load_data
 from causalprune.experiments.networks import network_spec
 from causalprune.experiments.preparation import check_scores, score_networks, train_networks
 from causalprune.experiments.records import write_json
-from causalprune.experiments.study_spec import Shift
+from causalprune.experiments.study_spec import NOISE, Shift
 from causalprune.experiments.training import evaluate
 from causalprune.experiments.trial import Checkpoint, Setting
 from causalprune.graph import capture
-from causalprune.measures import count_macs, count_parameters, machine_info
+from causalprune.measures import add_uniform_noise, count_macs, count_parameters, machine_info
 from causalprune.pruning.weights import WEIGHT_METHODS
 from causalprune.scoring import Scores, resolve_method, resolve_outcome
 
@@ -101,15 +101,16 @@ def _shifted(
     splits: DataSplits, shifts: Sequence[Shift], seed: int
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     images, labels = splits.test
-    return {
-        str(shift): (
-            corrupt_standardised(
-                images, shift.name, shift.severity, seed, mean=splits.mean, std=splits.std
-            ),
-            labels,
+
+    def under(shift: Shift) -> torch.Tensor:
+        if shift.name == NOISE:
+            return add_uniform_noise(images, shift.severity, seed)
+        severity = int(shift.severity)
+        return corrupt_standardised(
+            images, shift.name, severity, seed, mean=splits.mean, std=splits.std
         )
-        for shift in shifts
-    }
+
+    return {str(shift): (under(shift), labels) for shift in shifts}
 
 
 def filled_in(config: RunConfig) -> RunConfig:

@@ -29,7 +29,7 @@ from causalprune.experiments.store_queue import StudyStatus
 from causalprune.experiments.store_rows import export_rows
 from causalprune.experiments.store_workers import Worker
 from causalprune.experiments.study_file import read_study_file
-from causalprune.experiments.study_spec import StudyCell, StudySpec, study_cells
+from causalprune.experiments.study_spec import NOISE, StudyCell, StudySpec, study_cells
 from causalprune.experiments.study_tables import plan_lines, rows_by_shift
 from causalprune.experiments.trial import run_trial
 from causalprune.measures import machine_info, torch_threads
@@ -95,8 +95,8 @@ class Study:
         for block in spec.blocks:
             filled_in(block)
         for shift in spec.shifts:
-            if shift.name not in CORRUPTIONS:
-                raise UnknownNameError("shift", shift.name, CORRUPTIONS)
+            if shift.name not in (NOISE, *CORRUPTIONS):
+                raise UnknownNameError("shift", shift.name, (NOISE, *CORRUPTIONS))
         return cls(spec, Path(folder) if folder is not None else Path(path).with_suffix(""))
 
     @classmethod

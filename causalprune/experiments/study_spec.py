@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -13,43 +14,72 @@ from causalprune.errors import InvalidArgumentError
 from causalprune.experiments.config import RunConfig
 from causalprune.experiments.design import ASSIGNMENT, Cell, derive_seed
 
-__all__ = ["DESIGNS", "Shift", "StudyCell", "StudySpec", "study_cells"]
+__all__ = ["DESIGNS", "NOISE", "Shift", "StudyCell", "StudySpec", "study_cells"]
 
 DESIGNS = ("grid", "randomised")
+NOISE = "noise"
+"""Name of the shift that is uniform noise; its severity is a half width."""
+
 _RANDOMISED = "method and ratio drawn uniformly within checkpoint, random order"
 
 
 @dataclass(frozen=True)
 class Shift:
-    """A corruption of the test images, with its severity.
+    """A corruption of the test images with its severity, or noise with its level.
+
+    Attributes
+    ----------
+    name : str
+        A key of :data:`~causalprune.experiments.CORRUPTIONS`, or ``"noise"``.
+    severity : int or float
+        From 1 to 5; for noise the half width of what is added to every value of the images as
+        the network takes them (standardised): uniform in [-severity, severity], not clipped,
+        as in Lost in Pruning.
 
     Examples
     --------
     >>> Shift.parse("fog:3"), str(Shift("snow", 1))
     (Shift(name='fog', severity=3), 'snow:1')
+    >>> Shift.parse("noise:0.10"), str(Shift("noise", 0.1))
+    (Shift(name='noise', severity=0.1), 'noise:0.1')
     """
 
     name: str
-    severity: int
+    severity: float
 
     @classmethod
     def parse(cls, text: str) -> Shift:
-        """Read ``"name:severity"``.
+        """Read ``"name:severity"`` or ``"noise:level"``.
 
         Raises
         ------
         InvalidArgumentError
             The text is something else.
         """
-        name, colon, severity = str(text).partition(":")
-        if not name or not colon or severity not in ("1", "2", "3", "4", "5"):
+        name, _, severity = str(text).partition(":")
+        if name == NOISE:
+            return cls(name, _noise_level(severity, text))
+        if not name or severity not in ("1", "2", "3", "4", "5"):
             raise InvalidArgumentError(
                 f"shifts: expected name:severity with a severity from 1 to 5, got {text!r}"
             )
         return cls(name, int(severity))
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.severity}"
+        return f"{self.name}:{self.severity!r}".removesuffix(".0")
+
+
+def _noise_level(level: str, text: object) -> float:
+    try:
+        found = float(level)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise InvalidArgumentError(
+            f"shifts: expected {NOISE}:level with a level above 0, in units of the standardised "
+            f"images, got {text!r}"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -68,7 +98,7 @@ class StudySpec:
     draws : int or None
         Trials a checkpoint, in a randomised design.
     shifts : tuple of Shift
-        Corruptions under which every pruned network is evaluated, too.
+        Corruptions and noise levels under which every pruned network is evaluated, too.
     seed : int
         Of the order, and of what a randomised design draws.
 

@@ -47,6 +47,7 @@ from causalprune.measures.size import (
     parameter_bytes,
 )
 from causalprune.measures.system import SystemMonitor, SystemStatistics
+from causalprune.measures.uniform_noise import add_uniform_noise
 
 __all__ = [
     "CalibrationError",
@@ -60,6 +61,7 @@ __all__ = [
     "Recommendation",
     "SystemMonitor",
     "SystemStatistics",
+    "add_uniform_noise",
     "calibration_error",
     "class_losses",
     "count_macs",

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from causalprune.errors import InvalidArgumentError
 from causalprune.measures.network_outputs import device_of, logits_from, measuring
+from causalprune.measures.uniform_noise import next_noise, noise_streams
 from causalprune.scoring.data import as_batches
 
 __all__ = ["NOISE_LEVELS", "NoiseSimilarity", "noise_similarity"]
@@ -94,6 +94,7 @@ def noise_similarity(
 
     Examples
     --------
+    >>> import torch
     >>> _ = torch.manual_seed(0)
     >>> network = nn.Sequential(nn.Flatten(), nn.Linear(9, 4))
     >>> found = noise_similarity(
@@ -147,22 +148,15 @@ def _sums(
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return sums over images [2, levels, draws] of equal labels and of distances."""
     sums = np.zeros((2, len(scales), n_draws))
-    streams = [np.random.default_rng([seed, first + index]) for index in range(len(images))]
+    streams = noise_streams(seed, first, len(images))
     for draw in range(n_draws):
-        noise = _unit_noise(streams, images)
+        noise = next_noise(streams, images)
         for place, scale in enumerate(scales):
             if scale == 0 and draw:  # without noise every draw is the first one
                 sums[:, place, draw] = sums[:, place, 0]
                 continue
             sums[:, place, draw] = _compare(model, reference, images + scale * noise)
     return sums
-
-
-def _unit_noise(streams: Sequence[np.random.Generator], images: Tensor) -> Tensor:
-    """Return the next noise of every image, uniform in [-1, 1), in the images' shape and dtype."""
-    shape = images.shape[1:]
-    drawn = np.stack([stream.random(tuple(shape), dtype=np.float32) for stream in streams])
-    return (2 * torch.from_numpy(drawn) - 1).to(images)
 
 
 def _compare(model: nn.Module, reference: nn.Module, images: Tensor) -> tuple[float, float]:

@@ -10,12 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from causalprune.errors import InvalidArgumentError, RecordError, UnknownNameError
+from causalprune.experiments.networks import build_network
+from causalprune.experiments.prepared import filled_in, splits_of
 from causalprune.experiments.records import MEASURED_COLUMNS, TRIAL_COLUMNS, read_trials
 from causalprune.experiments.study import STUDY_COLUMNS, Study
+from causalprune.experiments.weights import load_weights
 
 TEXT = """\
 methods: [l1, random]
@@ -29,7 +34,7 @@ test_limit: 90
 latency_repeats: 1
 latency_batch: 2
 device: cpu
-shifts: ["contrast:5"]
+shifts: ["contrast:5", "noise:1"]
 blocks:
 - {network: lenet5}
 - {network: lenet300, methods: [l1], ratios: [0.5]}
@@ -72,13 +77,30 @@ def test_shifts_are_measured_before_and_after(finished: Study) -> None:
     frame = finished.frame()
     for row in frame.itertuples():
         after, before = json.loads(row.accuracy_by_shift), json.loads(row.accuracy_before_by_shift)
-        assert set(after) == set(before) == {"contrast:5"}
+        assert set(after) == set(before) == {"contrast:5", "noise:1"}
         assert before["contrast:5"] < row.accuracy_before
     long = finished.by_shift()
-    assert len(long) == 14 and set(long["shift"]) == {"none", "contrast:5"}
+    assert len(long) == 21 and set(long["shift"]) == {"none", "contrast:5", "noise:1"}
     shifted = long[long["shift"] == "contrast:5"].set_index("trial")
     expected = shifted["accuracy_before"] - shifted["accuracy"]
     pd.testing.assert_series_equal(shifted["accuracy_loss"], expected, check_names=False)
+
+
+def test_noise_is_added_to_the_standardised_images(finished: Study) -> None:
+    row = finished.frame().query("architecture == 'lenet5'").iloc[0]
+    config = filled_in(finished.spec.blocks[0])
+    images, labels = splits_of(config).test
+    network = build_network("lenet5", 10)
+    load_weights(network, finished.folder / "blocks" / "0-lenet5" / "checkpoints" / "0.pt")
+    noisy = torch.stack(
+        [
+            image
+            + 2 * torch.from_numpy(np.random.default_rng([0, place]).random(image.shape, "f4"))
+            for place, image in enumerate(images)
+        ]
+    )
+    expected = (network.eval()(noisy - 1).argmax(1) == labels).double().mean()
+    assert json.loads(row["accuracy_before_by_shift"])["noise:1"] == pytest.approx(float(expected))
 
 
 def test_the_exported_table_is_a_run_table(finished: Study, tmp_path: Path) -> None:
@@ -89,7 +111,7 @@ def test_the_exported_table_is_a_run_table(finished: Study, tmp_path: Path) -> N
         check_dtype=False,
     )
     long = pd.read_csv(finished.export(tmp_path / "long.csv", by_shift=True))
-    assert len(long) == 14 and list(long.columns) == [c.name for c in TRIAL_COLUMNS]
+    assert len(long) == 21 and list(long.columns) == [c.name for c in TRIAL_COLUMNS]
 
 
 def test_running_again_changes_nothing(finished: Study) -> None:

@@ -41,6 +41,14 @@ def test_blocks_differ_from_what_they_share(tmp_path: Path) -> None:
     assert StudySpec.from_dict(spec.to_dict()) == spec
 
 
+def test_noise_has_levels(tmp_path: Path) -> None:
+    text = GOOD.replace('"fog:3"', '"noise:0.05", "noise:2"')
+    spec = read_study_file(file_of(tmp_path, text))
+    assert spec.shifts[:2] == (Shift("noise", 0.05), Shift("noise", 2.0))
+    assert [str(shift) for shift in spec.shifts[:2]] == ["noise:0.05", "noise:2"]
+    assert StudySpec.from_dict(spec.to_dict()) == spec
+
+
 def test_a_file_without_name_and_blocks(tmp_path: Path) -> None:
     spec = read_study_file(file_of(tmp_path, "methods: [l1]\n"))
     assert spec.name == "study" and len(spec.blocks) == 1
@@ -54,6 +62,10 @@ def test_a_file_without_name_and_blocks(tmp_path: Path) -> None:
         (("checkpoints: 2", "checkpoints: 0"), ("line 4", "checkpoints", "0")),
         (("  ratios: [0.5]", "  ratios: [1.5]"), ("ratios", "1.5")),
         (("fog:3", "fog:9"), ("line 5", "shifts", "fog:9")),
+        (("fog:3", "noise:0"), ("line 5", "shifts", "noise:level", "above 0", "'noise:0'")),
+        (("fog:3", "noise:nan"), ("line 5", "noise:level", "'noise:nan'")),
+        (("fog:3", "noise:much"), ("line 5", "noise:level", "'noise:much'")),
+        (('"fog:3"', '"noise:0.1", "noise:1e-1"'), ("line 5", "shifts", "once")),
         (("[l1, random]", "l1"), ("line 2", "methods", "list", "'l1'")),
         (("lenet300", "lenet5"), ("line 6", "blocks", "once")),
         (("checkpoints: 2", "checkpoints: 2\ncheckpoints: 3"), ("line 5", "twice")),
