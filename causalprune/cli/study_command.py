@@ -97,6 +97,30 @@ def export(
 
 
 @study.command()
+def potential(
+    folder: _Folder,
+    delta: Annotated[
+        float, typer.Option(help="By how much the error may rise, a fraction of the images.")
+    ] = 0.005,
+) -> None:
+    """Tell how much can go before the error rises, on plain and on shifted test images."""
+    with errors_in_one_line():
+        from causalprune.cli.potential_tables import potential_tables
+
+        found = _opened(folder)
+        status, potentials = found.status(), found.prune_potentials(delta)
+        console = Console()
+        for part in potential_tables(potentials):
+            console.print(part, highlight=False)
+        if status.ok < status.total:
+            console.print(
+                f"{status.ok} of {status.total} trials went well so far; the others are not here",
+                soft_wrap=True,
+                highlight=False,
+            )
+
+
+@study.command()
 def doctor(folder: _Folder) -> None:
     """Check the records: the database, artefacts, trials of processes that are gone."""
     with errors_in_one_line():

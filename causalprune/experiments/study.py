@@ -29,10 +29,17 @@ from causalprune.experiments.store_queue import StudyStatus
 from causalprune.experiments.store_rows import export_rows
 from causalprune.experiments.store_workers import Worker
 from causalprune.experiments.study_file import read_study_file
+from causalprune.experiments.study_measures import (
+    StudyPotentials,
+    excess_errors_of_trials,
+    excess_trends_of_trials,
+    potentials_of_trials,
+)
 from causalprune.experiments.study_spec import NOISE, StudyCell, StudySpec, study_cells
 from causalprune.experiments.study_tables import plan_lines, rows_by_shift
 from causalprune.experiments.trial import run_trial
 from causalprune.measures import machine_info, torch_threads
+from causalprune.measures.prune_potential import DELTA
 
 __all__ = ["Study"]
 
@@ -202,6 +209,28 @@ class Study:
             frame = rows_by_shift(store.read()).astype(object)
         rows = list(frame.where(frame.notna(), None).itertuples(index=False, name=None))
         return export_rows(rows, TRIAL_COLUMNS, path)
+
+    def prune_potentials(self, delta: float = DELTA, level: float = 0.95) -> StudyPotentials:
+        """Return how much can go before the error rises by more than `delta`, by shift.
+
+        Also what the potentials say over networks, with intervals; see
+        :func:`~causalprune.experiments.study_measures.potentials_of_trials`, also for errors.
+        """
+        return potentials_of_trials(self.by_shift(), delta, level)
+
+    def excess_errors(self) -> pd.DataFrame:
+        """Return what the shifts cost each network at each ratio beyond its error on plain images.
+
+        See :func:`~causalprune.experiments.study_measures.excess_errors_of_trials`.
+        """
+        return excess_errors_of_trials(self.by_shift())
+
+    def excess_error_trends(self, level: float = 0.95) -> pd.DataFrame:
+        """Return each method's regression of the excess error's rise on the prune ratio.
+
+        See :func:`~causalprune.experiments.study_measures.excess_trends_of_trials`.
+        """
+        return excess_trends_of_trials(self.by_shift(), level)
 
     def doctor(self) -> list[str]:
         """Check the records; return what is wrong with them, in words."""

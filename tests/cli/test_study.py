@@ -45,6 +45,11 @@ def test_from_the_file_to_the_table(tmp_path: Path) -> None:
     table = tmp_path / "trials.csv"
     assert _run("export", folder, table).exit_code == 0
     assert sorted(pd.read_csv(table)["ratio"]) == [0.0, 0.6]
+    told = _run("potential", folder, "--delta", 0.5)
+    assert told.exit_code == 0 and "prune potential, lenet5 on digits" in told.output, told.output
+    assert max(map(len, told.output.splitlines())) <= 80
+    for word in ("l1", "plain images", "fog:2", "least of shifts", "50 points", "single network"):
+        assert word in " ".join(told.output.split())
     assert _run("export", folder, table, "--by-shift").exit_code == 0
     assert sorted(pd.read_csv(table)["shift"]) == ["fog:2", "fog:2", "none", "none"]
 
@@ -61,6 +66,7 @@ def test_a_study_of_failures_ends_with_1(tmp_path: Path) -> None:
     [
         (("run", "none.yaml"), "no such file"),
         (("status", "nowhere"), "nowhere"),
+        (("potential", "nowhere"), "nowhere"),
         (("export", "nowhere", "x.csv"), "nowhere"),
     ],
 )

@@ -15,11 +15,12 @@ import pandas as pd
 import pytest
 import torch
 
-from causalprune.errors import InvalidArgumentError, RecordError, UnknownNameError
+from causalprune.errors import DataError, InvalidArgumentError, RecordError, UnknownNameError
 from causalprune.experiments.networks import build_network
 from causalprune.experiments.prepared import filled_in, splits_of
 from causalprune.experiments.records import MEASURED_COLUMNS, TRIAL_COLUMNS, read_trials
 from causalprune.experiments.study import STUDY_COLUMNS, Study
+from causalprune.experiments.study_measures import potentials_of_trials
 from causalprune.experiments.weights import load_weights
 
 TEXT = """\
@@ -84,6 +85,17 @@ def test_shifts_are_measured_before_and_after(finished: Study) -> None:
     shifted = long[long["shift"] == "contrast:5"].set_index("trial")
     expected = shifted["accuracy_before"] - shifted["accuracy"]
     pd.testing.assert_series_equal(shifted["accuracy_loss"], expected, check_names=False)
+
+
+def test_its_measures_are_those_of_its_rows(finished: Study) -> None:
+    with pytest.raises(DataError, match=r"lenet300, digits, l1: .*prune ratio 0"):
+        finished.prune_potentials()  # the second network was pruned at one ratio only
+    own = finished.by_shift().query("architecture == 'lenet5'")
+    potentials = potentials_of_trials(own, 1.0).potentials  # whatever the error: all may go
+    assert set(potentials["shift"]) == {"none", "contrast:5", "noise:1"}
+    achieved = own[own["ratio"] == 0.8].set_index(["method", "shift"])["achieved_ratio"]
+    for row in potentials.itertuples():
+        assert row.potential == achieved[row.method, row.shift]
 
 
 def test_noise_is_added_to_the_standardised_images(finished: Study) -> None:
