@@ -17,6 +17,7 @@ __all__ = [
     "CausalPruneWarning",
     "CheckpointError",
     "ClaimLostError",
+    "ClusterError",
     "DataError",
     "InvalidArgumentError",
     "MissingDependencyError",
@@ -80,6 +81,10 @@ class OutputExistsError(CausalPruneError, FileExistsError):
 
 class ProcessGroupError(CausalPruneError, RuntimeError):
     """Another process of a distributed job ended or cannot be reached."""
+
+
+class ClusterError(CausalPruneError, RuntimeError):
+    """A cluster does not answer, or its nodes cannot run what they are sent."""
 
 
 class RecordError(CausalPruneError, ValueError):

@@ -26,7 +26,14 @@ from causalprune.measures import add_uniform_noise, count_macs, count_parameters
 from causalprune.pruning.weights import WEIGHT_METHODS
 from causalprune.scoring import Scores, resolve_method, resolve_outcome
 
-__all__ = ["Prepared", "filled_in", "prepare", "repeatable_kernels", "splits_of"]
+__all__ = [
+    "Prepared",
+    "filled_in",
+    "moved",
+    "prepare",
+    "repeatable_kernels",
+    "splits_of",
+]
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,47 @@ def prepare(
         config, on_device, device, graph, machine["name"], _shifted(on_device, shifts, config.seed)
     )
     return Prepared(setting, _checkpoints(setting, networks, scores, problems), checks)
+
+
+def moved(block: Prepared, device: torch.device, machine: str) -> Prepared:
+    """Return what is ready as trials on another device and machine need it.
+
+    Parameters
+    ----------
+    block : Prepared
+        Not changed.
+    device : torch.device
+        Where the images go, and where networks train and are timed; on the CPU all of it can be
+        pickled.
+    machine : str
+        Short name of the machine.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from causalprune.experiments.outputs import open_output
+    >>> config = filled_in(RunConfig(methods=("l1",), checkpoints=1, epochs=0, train_limit=300))
+    >>> folder = Path(tempfile.mkdtemp()) / "block"
+    >>> open_output(folder, config, resume=False, weights_sha256=None)
+    >>> block = prepare(config, splits_of(config), folder, given={}, progress=False)
+    >>> moved(block, torch.device("cpu"), "another").setting.machine
+    'another'
+    """
+    setting = block.setting
+    shifted = {
+        name: (images.to(device), labels.to(device))
+        for name, (images, labels) in setting.shifted.items()
+    }
+    return replace(
+        block,
+        setting=replace(
+            setting,
+            splits=setting.splits.to(device),
+            device=device,
+            machine=machine,
+            shifted=shifted,
+        ),
+    )
 
 
 def _shifted(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,9 @@ from typing import Any
 import pandas as pd
 
 from causalprune import _native
-from causalprune.errors import RecordError, UnknownNameError
+from causalprune.errors import InvalidArgumentError, UnknownNameError
 from causalprune.experiments.corruptions import CORRUPTIONS
-from causalprune.experiments.outputs import open_output
-from causalprune.experiments.prepared import (
-    Prepared,
-    filled_in,
-    prepare,
-    repeatable_kernels,
-    splits_of,
-)
+from causalprune.experiments.prepared import filled_in
 from causalprune.experiments.progress import stage
 from causalprune.experiments.records import SHIFT_COLUMNS, TRIAL_COLUMNS
 from causalprune.experiments.store import StudyStore
@@ -29,20 +21,23 @@ from causalprune.experiments.store_queue import StudyStatus
 from causalprune.experiments.store_rows import export_rows
 from causalprune.experiments.store_workers import Worker
 from causalprune.experiments.study_file import read_study_file
+from causalprune.experiments.study_local import run_here
 from causalprune.experiments.study_measures import (
     StudyPotentials,
     excess_errors_of_trials,
     excess_trends_of_trials,
     potentials_of_trials,
 )
+from causalprune.experiments.study_ray import ray_executor
 from causalprune.experiments.study_spec import NOISE, StudyCell, StudySpec, study_cells
 from causalprune.experiments.study_tables import plan_lines, rows_by_shift
-from causalprune.experiments.trial import run_trial
-from causalprune.measures import machine_info, torch_threads
+from causalprune.experiments.study_work import StudyWork
+from causalprune.measures import machine_info
 from causalprune.measures.prune_potential import DELTA
 
-__all__ = ["Study"]
+__all__ = ["EXECUTORS", "Study"]
 
+EXECUTORS = ("local", "ray")
 STUDY_COLUMNS = (*TRIAL_COLUMNS, *SHIFT_COLUMNS)
 
 
@@ -119,14 +114,31 @@ class Study:
             return cls(StudySpec.from_dict(store.study), Path(folder))
 
     def run(
-        self, *, progress: bool = True, retry_failed: bool = False, limit: int | None = None
+        self,
+        *,
+        executor: str = "local",
+        address: str | None = None,
+        progress: bool = True,
+        retry_failed: bool = False,
+        limit: int | None = None,
     ) -> pd.DataFrame:
         """Run what is left of the study; several processes may do so at once.
 
-        A process that is killed loses the trial it was at, which the next one takes up again.
+        A process that is killed loses the trials it was at, which the next one takes up again.
 
         Parameters
         ----------
+        executor : str
+            ``"local"``: one trial after the other in this process. ``"ray"``: on a Ray cluster,
+            one task a trial with ``threads`` processors, and a GPU where the block's device is
+            ``"cuda"``, or ``"auto"`` and the cluster has any. Networks are trained and scored
+            here and sent to the nodes, which need this version of causalprune and neither the
+            data nor this folder. Trials of workers and nodes that are lost run again elsewhere,
+            up to five times in all.
+        address : str, optional
+            Of the cluster: ``"host:6379"``, ``"ray://host:10001"`` or ``"auto"``. Default: Ray
+            as this process has started it, ``RAY_ADDRESS``, or else a Ray of this machine alone,
+            which ends with the run.
         progress : bool
             Show progress: bars on a terminal, one line a stage elsewhere.
         retry_failed : bool
@@ -142,37 +154,39 @@ class Study:
 
         Raises
         ------
+        UnknownNameError
+            There is no such executor.
+        InvalidArgumentError
+            An address without a cluster, or another one than that of the Ray already started.
+        MissingDependencyError
+            Ray is not installed.
+        ClusterError
+            The address does not answer, no node can run a trial, or causalprune is missing there
+            or of another version. What was recorded stays; the other trials are queued again.
         RecordError
             The folder holds another study, or cannot be written.
         DataError
             Images are missing or broken.
         """
+        if executor not in EXECUTORS:
+            raise UnknownNameError("executor", executor, EXECUTORS)
+        if executor == "local" and address is not None:
+            raise InvalidArgumentError(
+                f"address: only executor 'ray' has one; expected None, got {address!r}"
+            )
         _native.chosen_isa()  # a wrong CAUSALPRUNE_ISA ends the study here, not every trial
+        chosen = nullcontext(run_here) if executor == "local" else ray_executor(address)
         cells = study_cells(self.spec)
-        by_trial = {entry.cell.trial: entry for entry in cells}
         worker = Worker.here()
-        with self._store(cells) as store:
+        with chosen as execute, self._store(cells) as store:
             if retry_failed:
                 store.retry_failed()
             store.record_machine(worker, machine_info())
             waiting = store.status().queued if limit is None else limit
             title = f"{self.spec.name}: {store.status().total} trials, {waiting} to run here"
             with store.beating(worker), stage(title, waiting, progress=progress) as advance:
-                ready: dict[int, Prepared] = {}
-                done = 0
-                while limit is None or done < limit:
-                    claimed = store.claim(worker)
-                    if claimed is None:
-                        break
-                    entry = by_trial[claimed.trial]
-                    try:
-                        row = self._row(entry, ready)
-                    except BaseException:  # not the trial's fault: the next worker may have it
-                        store.release(claimed.trial, worker)
-                        raise
-                    status = store.finish(claimed.trial, worker, row)
-                    done += 1
-                    advance(f"{entry.cell.method} {entry.cell.ratio:.0%}: {status}")
+                by_trial = {entry.cell.trial: entry for entry in cells}
+                execute(StudyWork(self.spec, self.folder, by_trial, store, worker, limit, advance))
             return store.read()
 
     def plan(self) -> list[str]:
@@ -241,34 +255,6 @@ class Study:
         trials = [_described(self.spec, entry) for entry in cells]
         return StudyStore.create(self.folder, self.spec.to_dict(), trials, columns=STUDY_COLUMNS)
 
-    def _row(self, entry: StudyCell, ready: dict[int, Prepared]) -> dict[str, Any]:
-        config = self.spec.blocks[entry.block]
-        with torch_threads(config.threads), repeatable_kernels():
-            if entry.block not in ready:
-                ready[entry.block] = self._prepared(entry.block)
-            block = ready[entry.block]
-            row = run_trial(block.setting, entry.cell, block.checkpoints[entry.cell.checkpoint])
-        return row | {
-            "assignment": entry.assignment,
-            "assignment_probability": entry.probability,
-        }
-
-    def _prepared(self, number: int) -> Prepared:
-        config = filled_in(self.spec.blocks[number])
-        folder = self.folder / "blocks" / f"{number}-{config.network}"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.with_suffix(".lock")):
-            there = folder.is_dir() and any(folder.iterdir())
-            open_output(folder, config, resume=there, weights_sha256=None)
-            return prepare(
-                config,
-                splits_of(config),
-                folder,
-                given={},
-                shifts=self.spec.shifts,
-                progress=False,
-            )
-
 
 def _described(spec: StudySpec, entry: StudyCell) -> dict[str, Any]:
     cell = entry.cell
@@ -284,15 +270,3 @@ def _described(spec: StudySpec, entry: StudyCell) -> dict[str, Any]:
         "assignment": entry.assignment,
         "assignment_probability": entry.probability,
     }
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Let one process at a time prepare a block; the system ends the lock with the process."""
-    try:
-        import fcntl
-    except ImportError as error:  # Windows
-        raise RecordError("studies need a system with file locks (fcntl)") from error
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

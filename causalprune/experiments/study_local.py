@@ -1,0 +1,28 @@
+"""The executor of studies that runs one trial after the other in this process."""
+
+from __future__ import annotations
+
+from causalprune.experiments.prepared import Prepared
+from causalprune.experiments.study_work import StudyWork, prepared_block, study_row
+
+__all__ = ["run_here"]
+
+
+def run_here(work: StudyWork) -> None:
+    """Run what is queued, one trial after the other."""
+    ready: dict[int, Prepared] = {}
+    done = 0
+    while work.limit is None or done < work.limit:
+        claimed = work.store.claim(work.worker)
+        if claimed is None:
+            break
+        entry = work.cells[claimed.trial]
+        try:
+            if entry.block not in ready:
+                ready[entry.block] = prepared_block(work.spec, work.folder, entry.block)
+            row = study_row(work.spec.blocks[entry.block], entry, ready[entry.block])
+        except BaseException:  # not the trial's fault: the next worker may have it
+            work.store.release(claimed.trial, work.worker)
+            raise
+        work.finish(claimed.trial, row)
+        done += 1

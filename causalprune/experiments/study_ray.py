@@ -1,0 +1,187 @@
+"""The executor of studies on a Ray cluster: one task a trial, rows recorded here as they end."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from causalprune.errors import ClaimLostError, ClusterError
+from causalprune.experiments.prepared import moved
+from causalprune.experiments.ray_cluster import (
+    TaskSize,
+    cluster_offers_gpus,
+    connected,
+    slots_of,
+    unmet,
+)
+from causalprune.experiments.ray_trial import task
+from causalprune.experiments.store_reader import MAX_ATTEMPTS
+from causalprune.experiments.study_work import StudyWork, prepared_block
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["ray_executor"]
+
+_LOOK_SECONDS = 5.0
+# A node that is replaced takes about this long to come back.
+_PATIENCE_SECONDS = 120.0
+
+
+@contextmanager
+def ray_executor(address: str | None) -> Iterator[Callable[[StudyWork], None]]:
+    """Yield what runs a study on the cluster at an address.
+
+    Parameters
+    ----------
+    address : str, optional
+        See :func:`~causalprune.experiments.ray_cluster.connected`, also for what is raised.
+    """
+    with connected(address) as ray:
+        yield lambda work: _run(ray, work)
+
+
+@dataclass
+class _Run:
+    """Where a run stands: blocks that were sent, trials under way, nodes that were met."""
+
+    ray: ModuleType
+    work: StudyWork
+    key: str = field(default_factory=lambda: secrets.token_hex(8))
+    sent: dict[int, Any] = field(default_factory=dict)
+    trials: dict[Any, int] = field(default_factory=dict)
+    met: set[tuple[str, str | None]] = field(default_factory=set)
+
+
+def _run(ray: ModuleType, work: StudyWork) -> None:
+    run = _Run(ray, work)
+    remote = ray.remote(max_retries=MAX_ATTEMPTS - 1, retry_exceptions=False)(task())
+    claimed, queued, heard = 0, True, monotonic()
+    try:
+        while True:
+            while queued and _has_room(run) and (work.limit is None or claimed < work.limit):
+                queued = _submit(run, remote)
+                claimed += queued
+            if not run.trials:
+                return
+            ended, _ = ray.wait(list(run.trials), num_returns=1, timeout=_LOOK_SECONDS)
+            for reference in ended:
+                _record(run, reference)
+            heard = monotonic() if ended else heard
+            _check_nodes(run, lost_for=monotonic() - heard)
+    finally:
+        _give_back(run)
+
+
+def _size(run: _Run, number: int, nodes: list[dict[str, Any]]) -> TaskSize:
+    config = run.work.spec.blocks[number]
+    on_gpu = config.device.startswith("cuda") or (
+        config.device == "auto" and cluster_offers_gpus(nodes)
+    )
+    return TaskSize(config.threads, int(on_gpu))
+
+
+def _has_room(run: _Run) -> bool:
+    """Whether the cluster can take another trial: one more than run at once waits there."""
+    nodes = run.ray.nodes()
+    sizes = {_size(run, number, nodes) for number in range(len(run.work.spec.blocks))}
+    return len(run.trials) <= max(slots_of(nodes, size) for size in sizes)
+
+
+def _submit(run: _Run, remote: Any) -> bool:
+    work = run.work
+    claimed = work.store.claim(work.worker)
+    if claimed is None:
+        return False
+    entry = work.cells[claimed.trial]
+    try:
+        nodes = run.ray.nodes()
+        size = _size(run, entry.block, nodes)
+        if problem := unmet(nodes, size):
+            raise ClusterError(problem)
+        if entry.block not in run.sent:
+            run.sent[entry.block] = _sent(run, entry.block)
+        reference = remote.options(
+            name=f"trial {claimed.trial}", num_cpus=size.cpus, num_gpus=size.gpus
+        ).remote(
+            version("causalprune"),
+            f"{run.key}-{entry.block}",
+            [run.sent[entry.block]],
+            "cuda" if size.gpus else "cpu",
+            work.spec.blocks[entry.block],
+            entry,
+        )
+    except BaseException:
+        work.store.release(claimed.trial, work.worker)
+        raise
+    run.trials[reference] = claimed.trial
+    return True
+
+
+def _sent(run: _Run, number: int) -> Any:
+    block = prepared_block(run.work.spec, run.work.folder, number)
+    cpu = torch.device("cpu")
+    portable = moved(block, cpu, block.setting.machine)
+    # Ray's own pickle: networks may be classes of the user's script.
+    return run.ray.put(run.ray.cloudpickle.dumps(portable))
+
+
+def _record(run: _Run, reference: Any) -> None:
+    work, trial = run.work, run.trials[reference]
+    errors = run.ray.exceptions
+    try:
+        result = run.ray.get(reference)
+    except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
+        reason = f"its worker ended {MAX_ATTEMPTS} times without a result, last: {error}"
+        result = {"row": {"status": "failed", "error": reason}}
+    except errors.RayTaskError as error:
+        raise ClusterError(f"trial {trial}: a node failed: {_cause(error)}") from error
+    except errors.RayError as error:
+        raise ClusterError(f"trial {trial}: Ray failed: {_cause(error)}") from error
+    if "refused" in result:
+        raise ClusterError(result["refused"])
+    if "node" in result:
+        _record_machine(run, result)
+    work.finish(trial, result["row"])
+    del run.trials[reference]
+
+
+def _record_machine(run: _Run, result: dict[str, Any]) -> None:
+    # A worker of a task without GPU does not see its node's.
+    met = result["node"], result["machine"]["accelerator"]
+    if met not in run.met:
+        run.work.store.record_machine(result["worker"], result["machine"])
+        run.met.add(met)
+
+
+def _cause(error: BaseException) -> str:
+    # Ray's own text is the stack on the node; its last line says what happened.
+    cause = getattr(error, "cause", None)
+    text = f"{type(cause).__name__}: {cause}" if cause is not None else str(error)
+    return text.strip().splitlines()[-1]
+
+
+def _check_nodes(run: _Run, lost_for: float) -> None:
+    """Give up where trials wait for a kind of node that is gone and does not come back."""
+    if not run.trials or lost_for < _PATIENCE_SECONDS:
+        return
+    nodes = run.ray.nodes()
+    for trial in run.trials.values():
+        if problem := unmet(nodes, _size(run, run.work.cells[trial].block, nodes)):
+            raise ClusterError(f"trial {trial}: {problem}, for {lost_for:.0f} s now")
+
+
+def _give_back(run: _Run) -> None:
+    """End what is still under way, after an error or Ctrl-C, and queue it again."""
+    for reference, trial in run.trials.items():
+        with suppress(run.ray.exceptions.RayError):
+            run.ray.cancel(reference, force=True)
+        with suppress(ClaimLostError):
+            run.work.store.release(trial, run.work.worker)
