@@ -69,16 +69,15 @@ def resume(
 
 @study.command()
 def status(folder: _Folder) -> None:
-    """Count the trials that are done, failed, running and left, and tell how long they take."""
+    """Say how far a study is, block by block, how long the rest takes, and what failed."""
     with errors_in_one_line():
-        found = _opened(folder).status()
-        left = found.seconds_left()
-        time = "" if left is None else f"; about {left / 60:.1f} minutes left for one process"
-        Console().print(
-            f"{found.ok} ok, {found.failed} failed, {found.running} running, {found.queued} "
-            f"queued of {found.total}{time}",
-            soft_wrap=True,
-            highlight=False,
+        from causalprune.experiments.study_steps import steps_there
+        from causalprune.experiments.study_view import study_view
+
+        found, console = _opened(folder), Console()
+        steps = steps_there(found.folder)
+        console.print(
+            study_view(found.spec, found.progress(), steps, width=console.width, errors=True)
         )
 
 
@@ -144,11 +143,6 @@ def _run(found: Study, *, retry_failed: bool, limit: int | None) -> None:
     trials = found.run(retry_failed=retry_failed, limit=limit)
     failed = trials[trials["status"] == "failed"]
     console = Console()
-    console.print(
-        f"{len(trials)} trials recorded, {len(failed)} failed: {escape(str(found.folder))}",
-        soft_wrap=True,
-        highlight=False,
-    )
     for error, count in failed["error"].value_counts().items():
         console.print(f"{count} x {escape(str(error))}", soft_wrap=True, highlight=False)
     if len(trials) and len(failed) == len(trials):

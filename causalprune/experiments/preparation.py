@@ -17,7 +17,7 @@ from causalprune.experiments.datasets import DataSplits
 from causalprune.experiments.design import derive_seed
 from causalprune.experiments.networks import build_network
 from causalprune.experiments.outputs import CONFIG_FILE, checkpoint_file, score_file
-from causalprune.experiments.progress import stage
+from causalprune.experiments.progress import Stages, stage
 from causalprune.experiments.records import read_json, write_json
 from causalprune.experiments.training import train
 from causalprune.experiments.weights import load_weights, save_weights
@@ -58,7 +58,7 @@ def train_networks(
     splits: DataSplits,
     device: torch.device,
     given: Mapping[int, Path],
-    progress: bool,
+    progress: bool | Stages,
 ) -> list[nn.Module]:
     """Load the networks that are on disk or given, train the others, and save them."""
     networks: list[nn.Module] = []
@@ -111,7 +111,7 @@ def score_networks(
     folder: Path,
     splits: DataSplits,
     networks: list[nn.Module],
-    progress: bool,
+    progress: bool | Stages,
 ) -> tuple[dict[tuple[int, str], Scores], dict[tuple[int, str], str]]:
     """Score every network by every method and by the reference; note what went wrong."""
     scores: dict[tuple[int, str], Scores] = {}

@@ -17,6 +17,7 @@ from causalprune.experiments.corruptions import corrupt_standardised
 from causalprune.experiments.datasets import DataSplits, data_source, load_data
 from causalprune.experiments.networks import network_spec
 from causalprune.experiments.preparation import check_scores, score_networks, train_networks
+from causalprune.experiments.progress import Stages, stage
 from causalprune.experiments.records import write_json
 from causalprune.experiments.study_spec import NOISE, Shift
 from causalprune.experiments.training import evaluate
@@ -72,7 +73,7 @@ def prepare(
     *,
     given: Mapping[int, Path],
     shifts: Sequence[Shift] = (),
-    progress: bool = True,
+    progress: bool | Stages = True,
 ) -> Prepared:
     """Train the networks (or load them) and score their units, keeping what the folder holds.
 
@@ -87,7 +88,8 @@ def prepare(
         Weights instead of training, by checkpoint.
     shifts : sequence of Shift
         Under which networks are evaluated, too.
-    progress : bool
+    progress : bool or callable
+        As for :func:`~causalprune.experiments.progress.stage`.
     """
     device = _device(config.device)
     machine = machine_info()
@@ -98,9 +100,8 @@ def prepare(
     scores, problems = score_networks(config, folder, splits, networks, progress)
     checks = check_scores(config, folder, scores, problems)
     on_device = splits.to(device)
-    setting = Setting(
-        config, on_device, device, graph, machine["name"], _shifted(on_device, shifts, config.seed)
-    )
+    shifted = _shifted(on_device, shifts, config.seed, progress)
+    setting = Setting(config, on_device, device, graph, machine["name"], shifted)
     return Prepared(setting, _checkpoints(setting, networks, scores, problems), checks)
 
 
@@ -146,9 +147,12 @@ def moved(block: Prepared, device: torch.device, machine: str) -> Prepared:
 
 
 def _shifted(
-    splits: DataSplits, shifts: Sequence[Shift], seed: int
+    splits: DataSplits, shifts: Sequence[Shift], seed: int, progress: bool | Stages
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     images, labels = splits.test
+    shifted: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    if not shifts:
+        return shifted
 
     def under(shift: Shift) -> torch.Tensor:
         if shift.name == NOISE:
@@ -158,7 +162,11 @@ def _shifted(
             images, shift.name, severity, seed, mean=splits.mean, std=splits.std
         )
 
-    return {str(shift): (under(shift), labels) for shift in shifts}
+    with stage("shifting the test images", len(shifts), progress=progress) as advance:
+        for shift in shifts:
+            shifted[str(shift)] = (under(shift), labels)
+            advance(str(shift))
+    return shifted
 
 
 def filled_in(config: RunConfig) -> RunConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 from rich.progress import (
@@ -18,16 +18,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["stage"]
+__all__ = ["Advance", "Stages", "stage"]
 
 Advance = Callable[[str], None]
+Stages = Callable[[str, int], AbstractContextManager[Advance]]
+"""Shows steps in a way of its own: takes title and total, and yields what `stage` yields."""
 
 # Below this many characters notes would squeeze out the counts.
 _WIDE = 110
 
 
 @contextmanager
-def stage(title: str, total: int, *, progress: bool = True) -> Iterator[Advance]:
+def stage(title: str, total: int, *, progress: bool | Stages = True) -> Iterator[Advance]:
     """Show how far a step of ``total`` parts has come.
 
     Parameters
@@ -36,8 +38,8 @@ def stage(title: str, total: int, *, progress: bool = True) -> Iterator[Advance]
         What is being done.
     total : int
         Number of parts.
-    progress : bool
-        False shows nothing at all.
+    progress : bool or callable
+        False shows nothing at all; a callable is called instead, with title and total.
 
     Yields
     ------
@@ -51,7 +53,10 @@ def stage(title: str, total: int, *, progress: bool = True) -> Iterator[Advance]
     ...         advance("")
     """
     console = Console(file=sys.stdout)
-    if not progress:
+    if callable(progress):
+        with progress(title, total) as advance:
+            yield advance
+    elif not progress:
         yield lambda note: None
     elif console.is_terminal:
         yield from _bar(title, total, console)

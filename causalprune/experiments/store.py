@@ -226,8 +226,7 @@ class StudyStore(StudyReader):
             status, error = "failed", f"no finite outcome: {', '.join(problems)}"
         elif status == "failed":
             error = store_rows.one_line(str(error or ""))
-        since = self._claimed_at.get((trial, worker.token))
-        seconds = None if since is None else self._leases.monotonic() - since
+        seconds = self._seconds(trial, worker, row)
         with self._writing(f"record trial {trial}"):
             ended = {**row, "status": status, "error": error}
             store_queue.end_trial(
@@ -235,6 +234,14 @@ class StudyStore(StudyReader):
             )
         self._claimed_at.pop((trial, worker.token), None)
         return str(status)
+
+    def _seconds(self, trial: int, worker: Worker, row: Mapping[str, Any]) -> float | None:
+        # What the trial itself says leaves out what came between the claim and its beginning.
+        own = row.get("seconds")
+        if isinstance(own, int | float) and not isinstance(own, bool):
+            return float(own)
+        since = self._claimed_at.get((trial, worker.token))
+        return None if since is None else self._leases.monotonic() - since
 
     def fail(
         self,

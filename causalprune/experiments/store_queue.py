@@ -62,8 +62,8 @@ class StudyStatus:
     queued, running, ok, failed : int
         Trials by status.
     seconds_per_trial : float or None
-        Mean time from claim to record over finished and failed trials, by the workers' monotonic
-        clocks; ``None`` before the first.
+        Mean over finished and failed trials: ``seconds`` of their rows, or else the time from claim
+        to record by the workers' monotonic clocks; ``None`` before the first.
 
     Examples
     --------

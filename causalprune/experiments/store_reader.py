@@ -18,6 +18,7 @@ from causalprune.errors import RecordError
 from causalprune.experiments import store_rows
 from causalprune.experiments.store_artefacts import Artefact, artefact_file
 from causalprune.experiments.store_checks import findings
+from causalprune.experiments.store_progress import StudyProgress, study_progress
 from causalprune.experiments.store_queue import StudyStatus, count_trials
 from causalprune.experiments.store_schema import (
     SCHEMA_VERSION,
@@ -121,6 +122,11 @@ class StudyReader:
         """Count the trials by status, and say how long one takes."""
         with self._reading():
             return count_trials(self._connection)
+
+    def progress(self) -> StudyProgress:
+        """Count the trials by block, method, ratio and status, and those who work on them."""
+        with self._reading():
+            return study_progress(self._connection)
 
     def read(self) -> pd.DataFrame:
         """Return the rows of finished and failed trials.

@@ -14,9 +14,9 @@ from causalprune import _native
 from causalprune.errors import InvalidArgumentError, UnknownNameError
 from causalprune.experiments.corruptions import CORRUPTIONS
 from causalprune.experiments.prepared import filled_in
-from causalprune.experiments.progress import stage
 from causalprune.experiments.records import SHIFT_COLUMNS, TRIAL_COLUMNS
 from causalprune.experiments.store import StudyStore
+from causalprune.experiments.store_progress import StudyProgress
 from causalprune.experiments.store_queue import StudyStatus
 from causalprune.experiments.store_rows import export_rows
 from causalprune.experiments.store_workers import Worker
@@ -28,6 +28,7 @@ from causalprune.experiments.study_measures import (
     excess_trends_of_trials,
     potentials_of_trials,
 )
+from causalprune.experiments.study_progress import following
 from causalprune.experiments.study_ray import ray_executor
 from causalprune.experiments.study_spec import NOISE, StudyCell, StudySpec, study_cells
 from causalprune.experiments.study_tables import plan_lines, rows_by_shift
@@ -140,7 +141,7 @@ class Study:
             as this process has started it, ``RAY_ADDRESS``, or else a Ray of this machine alone,
             which ends with the run.
         progress : bool
-            Show progress: bars on a terminal, one line a stage elsewhere.
+            Show progress: a live table on a terminal, a few lines elsewhere.
         retry_failed : bool
             Try failed trials again.
         limit : int, optional
@@ -182,11 +183,12 @@ class Study:
             if retry_failed:
                 store.retry_failed()
             store.record_machine(worker, machine_info())
-            waiting = store.status().queued if limit is None else limit
-            title = f"{self.spec.name}: {store.status().total} trials, {waiting} to run here"
-            with store.beating(worker), stage(title, waiting, progress=progress) as advance:
+            with (
+                store.beating(worker),
+                following(self.spec, self.folder, show=progress) as follower,
+            ):
                 by_trial = {entry.cell.trial: entry for entry in cells}
-                execute(StudyWork(self.spec, self.folder, by_trial, store, worker, limit, advance))
+                execute(StudyWork(self.spec, self.folder, by_trial, store, worker, limit, follower))
             return store.read()
 
     def plan(self) -> list[str]:
@@ -197,6 +199,11 @@ class Study:
         """Count the trials that are queued, running, finished and failed."""
         with StudyStore.open(self.folder) as store:
             return store.status()
+
+    def progress(self) -> StudyProgress:
+        """Count the trials by block, method and ratio, and those who work on them."""
+        with StudyStore.open(self.folder) as store:
+            return store.progress()
 
     def frame(self) -> pd.DataFrame:
         """Return the rows so far, in the order in which they ran."""

@@ -17,9 +17,12 @@ def run_here(work: StudyWork) -> None:
         if claimed is None:
             break
         entry = work.cells[claimed.trial]
+        if entry.block not in ready:
+            # Not held meanwhile: a process that ends here is not to its account.
+            work.store.release(claimed.trial, work.worker)
+            ready[entry.block] = prepared_block(work, entry.block)
+            continue
         try:
-            if entry.block not in ready:
-                ready[entry.block] = prepared_block(work.spec, work.folder, entry.block)
             row = study_row(work.spec.blocks[entry.block], entry, ready[entry.block])
         except BaseException:  # not the trial's fault: the next worker may have it
             work.store.release(claimed.trial, work.worker)

@@ -126,7 +126,7 @@ def _submit(run: _Run, remote: Any) -> bool:
 
 
 def _sent(run: _Run, number: int) -> Any:
-    block = prepared_block(run.work.spec, run.work.folder, number)
+    block = prepared_block(run.work, number)
     cpu = torch.device("cpu")
     portable = moved(block, cpu, block.setting.machine)
     # Ray's own pickle: networks may be classes of the user's script.

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from causalprune.errors import RecordError
 from causalprune.experiments.config import RunConfig
 from causalprune.experiments.outputs import open_output
 from causalprune.experiments.prepared import (
@@ -20,7 +17,9 @@ from causalprune.experiments.prepared import (
 )
 from causalprune.experiments.store import StudyStore
 from causalprune.experiments.store_workers import Worker
+from causalprune.experiments.study_progress import Follower
 from causalprune.experiments.study_spec import StudyCell, StudySpec
+from causalprune.experiments.study_steps import BLOCKS, preparing
 from causalprune.experiments.trial import run_trial
 from causalprune.measures import torch_threads
 
@@ -44,8 +43,8 @@ class StudyWork:
         This process, which beats in the store.
     limit : int or None
         Trials to run at the most.
-    advance : callable
-        Called with a note after each trial.
+    follower : Follower
+        Is told what happens here.
     """
 
     spec: StudySpec
@@ -54,35 +53,33 @@ class StudyWork:
     store: StudyStore
     worker: Worker
     limit: int | None
-    advance: Callable[[str], None]
+    follower: Follower
 
     def finish(self, trial: int, row: dict[str, Any]) -> None:
         """Record a trial's row and say so."""
         status = self.store.finish(trial, self.worker, row)
-        cell = self.cells[trial].cell
-        self.advance(f"{cell.method} {cell.ratio:.0%}: {status}")
+        self.follower.ended(self.cells[trial].block, row, status)
 
 
-def prepared_block(spec: StudySpec, folder: Path, number: int) -> Prepared:
+def prepared_block(work: StudyWork, number: int) -> Prepared:
     """Train and score the networks of a block, or load what the study's folder has of them.
 
     Parameters
     ----------
-    spec : StudySpec
-    folder : Path
-        Of the study's records; another process that prepares the same block there is waited for.
+    work : StudyWork
+        Another process that prepares the same block in its folder is waited for.
     number : int
         Which block.
     """
-    config = filled_in(spec.blocks[number])
-    block = folder / "blocks" / f"{number}-{config.network}"
-    block.parent.mkdir(parents=True, exist_ok=True)
-    with torch_threads(config.threads), repeatable_kernels(), _alone(block.with_suffix(".lock")):
-        there = block.is_dir() and any(block.iterdir())
-        open_output(block, config, resume=there, weights_sha256=None)
-        return prepare(
-            config, splits_of(config), block, given={}, shifts=spec.shifts, progress=False
-        )
+    config = filled_in(work.spec.blocks[number])
+    folder = work.folder / BLOCKS / f"{number}-{config.network}"
+    stages = work.follower.stages(folder)
+    with preparing(folder), torch_threads(config.threads), repeatable_kernels():
+        there = folder.is_dir() and any(folder.iterdir())
+        open_output(folder, config, resume=there, weights_sha256=None)
+        with stages("loading images", 1):
+            splits = splits_of(config)
+        return prepare(config, splits, folder, given={}, shifts=work.spec.shifts, progress=stages)
 
 
 def study_row(config: RunConfig, entry: StudyCell, block: Prepared) -> dict[str, Any]:
@@ -99,15 +96,3 @@ def study_row(config: RunConfig, entry: StudyCell, block: Prepared) -> dict[str,
     with torch_threads(config.threads), repeatable_kernels():
         row = run_trial(block.setting, entry.cell, block.checkpoints[entry.cell.checkpoint])
     return row | {"assignment": entry.assignment, "assignment_probability": entry.probability}
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Let one process at a time prepare a block; the system ends the lock with the process."""
-    try:
-        import fcntl
-    except ImportError as error:  # Windows
-        raise RecordError("studies need a system with file locks (fcntl)") from error
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
