@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from causalprune.analysis import effects, identification, iisc, refutations
-from causalprune.analysis.graphs import COST_OUTCOMES, accuracy_graph, cost_graph
+from causalprune.analysis import effects, gate, identification, iisc, refutations
+from causalprune.analysis.graphs import COST_OUTCOMES, accuracy_graph, check_graph, cost_graph
 from causalprune.analysis.results import AnalysisResult
 from causalprune.analysis.tables import (
     DESIGN_COLUMNS,
@@ -39,6 +39,7 @@ def analyze(
     *,
     preset: str | None = None,
     thresholds: Mapping[str, float] | None = None,
+    graph: nx.DiGraph | None = None,
     seed: int = 0,
     progress: bool = False,
     n_simulations: int = DEFAULT_SIMULATIONS,
@@ -50,7 +51,8 @@ def analyze(
     over the trials' design, and as contrasts of each treatment level with the
     smallest. It is identified by DoWhy on a causal graph of the experiment,
     estimated by least squares within design blocks with checkpoint-clustered
-    intervals, and attacked by three refuters that are judged by effect sizes.
+    intervals, and attacked by refuters that are judged by effect sizes: the three of
+    Algorithm 2 and those of :mod:`causalprune.analysis.gate`.
 
     ``preset="iisc"`` runs Algorithm 2 of the IISc paper instead: thresholded columns
     ``High_Accuracy_Loss``, ``High_Pruning``, ``High_Memory_Consumption``, the paper's
@@ -74,6 +76,9 @@ def analyze(
     thresholds : mapping, optional
         Only for ``"iisc"``: ``accuracy`` (X, fraction), ``ratio`` (Y) and ``memory``
         (Z, bytes of ``memory_bytes``). Medians by default; recorded in the result.
+    graph : networkx.DiGraph, optional
+        Over column names, in place of the default one (:func:`accuracy_graph`,
+        :func:`cost_graph`).
     seed : int
         Same seed, same numbers.
     progress : bool
@@ -109,10 +114,14 @@ def analyze(
     >>> result = analysis.analyze(pd.DataFrame(rows), n_simulations=20)
     >>> bool(result.interval[0] < 0.005 < result.interval[1])
     True
-    >>> [item.name for item in result.refutations]
-    ['placebo treatment', 'random common cause', 'data subset']
+    >>> [item.name for item in result.refutations][:4]
+    ['placebo treatment', 'random common cause', 'data subset', 'assignment']
+    >>> result.doubts
+    ()
     """
     _check_arguments(treatment, outcome, preset, thresholds, seed, n_simulations)
+    if preset is not None and graph is not None:
+        raise InvalidArgumentError(f"graph: preset={preset!r} has its own; expected None")
     frame = read_table(table)
     if preset == "iisc":
         trials = completed_trials(frame, iisc.NUMERIC, required=())
@@ -121,8 +130,11 @@ def analyze(
             return iisc.replicate(trials, thresholds, seed, n_simulations, advance)
     trials = completed_trials(frame, (treatment, outcome))
     check_treatment(trials.frame, treatment)
-    with _progress(progress, "causal analysis", 5) as advance:
-        return _analyze_design(trials, treatment, outcome, seed, n_simulations, advance)
+    if graph is not None:
+        check_graph(graph, trials.frame.columns, treatment, outcome)
+    with _progress(progress, "causal analysis", 13) as advance:
+        chosen = graph if graph is not None else _graph(trials, outcome)
+        return _analyze_design(trials, treatment, outcome, chosen, seed, n_simulations, advance)
 
 
 def _check_arguments(
@@ -175,13 +187,13 @@ def _analyze_design(
     trials: Trials,
     treatment: str,
     outcome: str,
+    graph: nx.DiGraph,
     seed: int,
     simulations: int,
     advance: Callable[[], None],
 ) -> AnalysisResult:
     frame = trials.frame
     step = 0.1 if "ratio" in treatment else 1.0
-    graph = _graph(trials, outcome)
     identified = identification.identify(frame, graph, treatment, outcome)
     advance()
     blocks = effects.design_blocks(frame, treatment)
@@ -211,6 +223,9 @@ def _analyze_design(
     advance()
     target = _target(frame, identified, design, assignment, (linear.low, linear.high), step)
     found = refutations.refute_all(target, seed, simulations, advance)
+    if simulations:
+        attack = gate.Attack(trials, target, design, step, seed)
+        found += gate.refute_further(attack, advance)
     curve = _curve(outcome, step, linear, contrasts)
     notes = _notes(trials, treatment, design, (shortfall, curve))
     return AnalysisResult(
@@ -243,7 +258,7 @@ def _common(
             f"Total effect of {treatment} on {outcome}{given}, averaged over the trials of the "
             f"table: {derivative(treatment, outcome, identified.adjustment)}"
         ),
-        "graph_name": str(graph.name),
+        "graph_name": str(graph.name) or "given",
         "nodes": tuple(graph.nodes),
         "edges": tuple(graph.edges),
         "constant_nodes": tuple(n for n in graph if frame[n].nunique(dropna=False) < 2),

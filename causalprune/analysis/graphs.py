@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from causalprune.errors import InvalidArgumentError
+
 if TYPE_CHECKING:
     import networkx as nx
 
-__all__ = ["accuracy_graph", "cost_graph", "iisc_graph"]
+__all__ = ["accuracy_graph", "check_graph", "cost_graph", "iisc_graph"]
 
 Edge = tuple[str, str]
 
@@ -144,6 +146,42 @@ def cost_graph(columns: Iterable[str], outcome: str = "latency_ms") -> nx.DiGrap
     graph = _graph("cost", edges, present)
     keep = graph.subgraph([*_ancestors(graph, outcome), outcome])
     return _graph("cost", keep.edges, present)
+
+
+def check_graph(graph: nx.DiGraph, columns: Iterable[str], treatment: str, outcome: str) -> None:
+    """Refuse a graph that an effect cannot be read off.
+
+    Raises
+    ------
+    InvalidArgumentError
+        It is no directed graph over columns of the table, has a cycle, or lacks the treatment or
+        the outcome.
+
+    Examples
+    --------
+    >>> import networkx as nx
+    >>> check_graph(nx.DiGraph([("ratio", "loss")]), ["ratio", "loss"], "ratio", "loss")
+    """
+    import networkx as nx
+
+    if not isinstance(graph, nx.DiGraph):
+        raise InvalidArgumentError(
+            f"graph: expected a networkx.DiGraph over column names, got {type(graph).__name__}"
+        )
+    unknown = [str(node) for node in graph if node not in set(columns)]
+    if unknown:
+        raise InvalidArgumentError(
+            f"graph: expected columns of the table as nodes, got {', '.join(unknown)}, which it "
+            "does not have"
+        )
+    if not nx.is_directed_acyclic_graph(graph):
+        cycle = [edge[0] for edge in nx.find_cycle(graph)]
+        raise InvalidArgumentError(
+            f"graph: expected no cycle, got {' -> '.join(map(str, [*cycle, cycle[0]]))}"
+        )
+    missing = [name for name in (treatment, outcome) if name not in graph]
+    if missing:
+        raise InvalidArgumentError(f"graph: expected {' and '.join(missing)} among its nodes")
 
 
 def iisc_graph() -> nx.DiGraph:

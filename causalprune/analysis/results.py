@@ -227,6 +227,11 @@ class AnalysisResult:
         return not self.reason
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """Names of the attempts to break the estimate that succeeded."""
+        return tuple(item.name for item in self.refutations if item.passed is False)
+
+    @property
     def graph(self) -> nx.DiGraph:
         """The causal graph as a fresh `networkx.DiGraph` over column names."""
         import networkx as nx
