@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from causalprune.analysis import effects, gate, identification, iisc, refutations
+from causalprune.analysis.falsification import falsify
 from causalprune.analysis.graphs import COST_OUTCOMES, accuracy_graph, check_graph, cost_graph
 from causalprune.analysis.results import AnalysisResult
 from causalprune.analysis.tables import (
@@ -132,7 +133,7 @@ def analyze(
     check_treatment(trials.frame, treatment)
     if graph is not None:
         check_graph(graph, trials.frame.columns, treatment, outcome)
-    with _progress(progress, "causal analysis", 13) as advance:
+    with _progress(progress, "causal analysis", 14) as advance:
         chosen = graph if graph is not None else _graph(trials, outcome)
         return _analyze_design(trials, treatment, outcome, chosen, seed, n_simulations, advance)
 
@@ -226,6 +227,9 @@ def _analyze_design(
     if simulations:
         attack = gate.Attack(trials, target, design, step, seed)
         found += gate.refute_further(attack, advance)
+        check = falsify(trials, graph, seed=seed)
+        common |= {"independencies": check.tested, "graph_check": check.sentence}
+        advance()
     curve = _curve(outcome, step, linear, contrasts)
     notes = _notes(trials, treatment, design, (shortfall, curve))
     return AnalysisResult(

@@ -22,6 +22,7 @@ __all__ = [
     "AnalysisResult",
     "Contrast",
     "Finding",
+    "Independence",
     "Refutation",
     "load_analyses",
     "save_analyses",
@@ -150,6 +151,46 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Independence:
+    """One independence that a graph implies, and what the table says of it.
+
+    Attributes
+    ----------
+    first, second : str
+        Columns that are to be independent,
+    given : tuple of str
+        given these: the causes of `first`.
+    share : float
+        Of what is left of `first` given its causes, the part that `second` explains.
+    p_value : float
+        Holm-adjusted over all independencies; whole networks change places.
+    violated : bool
+        By a share above 2 % and an adjusted p-value below 0.01.
+
+    Examples
+    --------
+    >>> from causalprune.analysis import Independence
+    >>> Independence("latency_ms", "method", ("macs",), 0.001, 0.8, False).sentence
+    'latency_ms is independent of method given macs (0.1 % explained, p = 0.80)'
+    """
+
+    first: str
+    second: str
+    given: tuple[str, ...]
+    share: float
+    p_value: float
+    violated: bool
+
+    @property
+    def sentence(self) -> str:
+        """What was found."""
+        given = f" given {', '.join(self.given)}" if self.given else ""
+        found = f"{wording.percent(self.share)} explained, {wording.p_text(self.p_value)}"
+        verb = "depends on" if self.violated else "is independent of"
+        return f"{self.first} {verb} {self.second}{given} ({found})"
+
+
+@dataclass(frozen=True)
 class AnalysisResult:
     """Effect of a treatment on an outcome over a table of pruning trials.
 
@@ -174,6 +215,10 @@ class AnalysisResult:
         Every attempt to break the estimate.
     findings : tuple of Finding
         Effects beside the main one: of methods, by architecture, through memory.
+    independencies : tuple of Independence
+        What the graph implies, and whether the table contradicts it.
+    graph_check : str
+        The same in a sentence.
     thresholds : Mapping[str, float]
         The cut points of the preset ``"iisc"``.
     notes : tuple of str
@@ -210,6 +255,8 @@ class AnalysisResult:
     contrasts: tuple[Contrast, ...] = ()
     refutations: tuple[Refutation, ...] = ()
     findings: tuple[Finding, ...] = ()
+    independencies: tuple[Independence, ...] = ()
+    graph_check: str = ""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     n_trials: int = 0
     n_failed: int = 0
@@ -335,6 +382,10 @@ class AnalysisResult:
             values["findings"] = tuple(
                 Finding(**{**entry, **_numbers(entry, ("effect", "low", "high"))})
                 for entry in values.get("findings", ())
+            )
+            values["independencies"] = tuple(
+                Independence(**{**entry, "given": tuple(entry["given"])})
+                for entry in values.get("independencies", ())
             )
             values["edges"] = tuple((str(a), str(b)) for a, b in values.get("edges", ()))
             for key in ("nodes", "constant_nodes", "adjustment", "design_covariates", "notes"):

@@ -147,5 +147,7 @@ def summary(result: AnalysisResult) -> str:
             "no effect on any trial."
         )
     lines += [f"{item.name}: {item.sentence}" for item in result.refutations]
+    lines += [result.graph_check] if result.graph_check else []
+    lines += [f"{item.question}, {item.contrast}: {item.sentence}" for item in result.findings]
     lines += result.notes
     return "\n".join(lines)
