@@ -24,6 +24,14 @@ study = typer.Typer(
 
 _Folder = Annotated[Path, typer.Argument(help="Folder of the study's records.")]
 _File = Annotated[Path, typer.Argument(help="Study file, YAML.")]
+_Executor = Annotated[str, typer.Option(help="local (this process) or ray (a cluster).")]
+_Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the Ray cluster: host:port, ray://host:port or auto; default: RAY_ADDRESS, or "
+        "this machine alone."
+    ),
+]
 _Out = Annotated[
     Path | None, typer.Option(help="Folder of the records; default: the file's path less .yaml.")
 ]
@@ -46,12 +54,15 @@ def run(
     file: _File,
     out: _Out = None,
     limit: Annotated[int | None, typer.Option(help="Run so many trials at the most.")] = None,
+    executor: _Executor = "local",
+    address: _Address = None,
 ) -> None:
     """Run a study, or what is left of it; several processes may do so at once."""
     with errors_in_one_line():
         from causalprune.experiments.study import Study
 
-        _run(Study.from_file(file, out), retry_failed=False, limit=limit)
+        found = Study.from_file(file, out)
+        _run(found, retry_failed=False, limit=limit, executor=executor, address=address)
 
 
 @study.command()
@@ -61,10 +72,13 @@ def resume(
         bool, typer.Option("--retry-failed", help="Try failed trials again.")
     ] = False,
     limit: Annotated[int | None, typer.Option(help="Run so many trials at the most.")] = None,
+    executor: _Executor = "local",
+    address: _Address = None,
 ) -> None:
     """Run what is left of a study, by its folder alone."""
     with errors_in_one_line():
-        _run(_opened(folder), retry_failed=retry_failed, limit=limit)
+        found = _opened(folder)
+        _run(found, retry_failed=retry_failed, limit=limit, executor=executor, address=address)
 
 
 @study.command()
@@ -137,10 +151,12 @@ def _opened(folder: Path) -> Study:
     return Study.open(folder)
 
 
-def _run(found: Study, *, retry_failed: bool, limit: int | None) -> None:
+def _run(
+    found: Study, *, retry_failed: bool, limit: int | None, executor: str, address: str | None
+) -> None:
     if limit is not None and limit < 1:
         fail(f"--limit: expected at least 1, got {limit}")
-    trials = found.run(retry_failed=retry_failed, limit=limit)
+    trials = found.run(executor=executor, address=address, retry_failed=retry_failed, limit=limit)
     failed = trials[trials["status"] == "failed"]
     console = Console()
     for error, count in failed["error"].value_counts().items():

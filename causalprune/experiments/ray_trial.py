@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ __all__ = ["remote_trial", "task"]
 # The block that the trials of this process last were of: most blocks fill much of a worker's
 # memory, and a trial takes long beside loading one.
 _loaded: dict[str, Prepared] = {}
+# A node that dies takes its store first, and its workers within a second or so.
+_DYING_SECONDS = 3.0
 
 
 def task() -> Callable[..., dict[str, Any]]:
@@ -81,11 +84,24 @@ def remote_trial(
     machine = machine_info()
     if key not in _loaded:
         _loaded.clear()
-        block = pickle.loads(ray.get(content[0]))
-        _loaded[key] = moved(block, torch.device(device), machine["name"])
+        _loaded[key] = moved(_fetched(content[0]), torch.device(device), machine["name"])
     return {
         "row": study_row(config, entry, _loaded[key]),
         "node": ray.get_runtime_context().get_node_id(),
         "worker": Worker.here(),
         "machine": machine,
     }
+
+
+def _fetched(reference: Any) -> Prepared:
+    import ray
+
+    try:
+        content = ray.get(reference)
+    except (OSError, ray.exceptions.RayError):
+        # Where the node is dying, so is this worker: failing at once would send it the trial's
+        # next attempts, too, until none is left.
+        time.sleep(_DYING_SECONDS)
+        raise
+    block: Prepared = pickle.loads(content)
+    return block

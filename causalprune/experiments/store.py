@@ -270,18 +270,22 @@ class StudyStore(StudyReader):
         text = store_rows.one_line(error)
         self.finish(trial, worker, {**(row or {}), "status": "failed", "error": text})
 
-    def release(self, trial: int, worker: Worker) -> None:
-        """Give a trial back to the queue, as if it had not been claimed.
+    def release(self, trial: int | None, worker: Worker) -> None:
+        """Give a trial back to the queue, as if it had not been claimed; ``None``: all it holds.
 
         Raises
         ------
         ClaimLostError, RecordError
             As for `finish`.
         """
-        with self._writing(f"release trial {trial}"):
-            _, attempts = store_queue.check_claim(self._connection, trial, worker)
-            store_queue.requeue(self._connection, trial, attempts=attempts - 1)
-        self._claimed_at.pop((trial, worker.token), None)
+        with self._writing("release trials" if trial is None else f"release trial {trial}"):
+            every = store_queue.held_by(self._connection, worker)
+            trials = every if trial is None else [trial]
+            for held in trials:
+                _, attempts = store_queue.check_claim(self._connection, held, worker)
+                store_queue.requeue(self._connection, held, attempts=attempts - 1)
+        for held in trials:
+            self._claimed_at.pop((held, worker.token), None)
 
     def retry_failed(self) -> int:
         """Put failed trials back into the queue, without their rows; return how many.

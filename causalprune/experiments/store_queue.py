@@ -21,6 +21,7 @@ __all__ = [
     "claim_next",
     "count_trials",
     "end_trial",
+    "held_by",
     "register",
     "requeue",
     "requeue_failed",
@@ -215,6 +216,14 @@ def check_claim(
         f"trial {trial} is not held by {worker}: it is {now}; what this worker has of it counts "
         "for nothing"
     )
+
+
+def held_by(connection: sqlite3.Connection, worker: Worker) -> list[int]:
+    """List the trials that a worker holds."""
+    found = connection.execute(
+        "SELECT trial FROM trials WHERE status = 'running' AND worker = ?", (worker.token,)
+    )
+    return [int(trial) for (trial,) in found]
 
 
 def requeue(connection: sqlite3.Connection, trial: int, *, attempts: int) -> None:

@@ -183,12 +183,17 @@ class Study:
             if retry_failed:
                 store.retry_failed()
             store.record_machine(worker, machine_info())
+            by_trial = {entry.cell.trial: entry for entry in cells}
             with (
                 store.beating(worker),
                 following(self.spec, self.folder, show=progress) as follower,
             ):
-                by_trial = {entry.cell.trial: entry for entry in cells}
-                execute(StudyWork(self.spec, self.folder, by_trial, store, worker, limit, follower))
+                work = StudyWork(self.spec, self.folder, by_trial, store, worker, limit, follower)
+                try:
+                    execute(work)
+                finally:
+                    # What ends a run is not its trials' fault: the next worker may have them.
+                    store.release(None, worker)
             return store.read()
 
     def plan(self) -> list[str]:

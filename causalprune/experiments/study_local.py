@@ -22,10 +22,6 @@ def run_here(work: StudyWork) -> None:
             work.store.release(claimed.trial, work.worker)
             ready[entry.block] = prepared_block(work, entry.block)
             continue
-        try:
-            row = study_row(work.spec.blocks[entry.block], entry, ready[entry.block])
-        except BaseException:  # not the trial's fault: the next worker may have it
-            work.store.release(claimed.trial, work.worker)
-            raise
+        row = study_row(work.spec.blocks[entry.block], entry, ready[entry.block])
         work.finish(claimed.trial, row)
         done += 1

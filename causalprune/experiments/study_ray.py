@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from causalprune.errors import ClaimLostError, ClusterError
+from causalprune.errors import ClusterError
 from causalprune.experiments.prepared import moved
 from causalprune.experiments.ray_cluster import (
     TaskSize,
@@ -62,7 +62,9 @@ class _Run:
 
 def _run(ray: ModuleType, work: StudyWork) -> None:
     run = _Run(ray, work)
-    remote = ray.remote(max_retries=MAX_ATTEMPTS - 1, retry_exceptions=False)(task())
+    # What a trial dies of is in its row: these two are of workers cut off from their node.
+    cut_off = [OSError, ray.exceptions.RayError]
+    remote = ray.remote(max_retries=MAX_ATTEMPTS - 1, retry_exceptions=cut_off)(task())
     claimed, queued, heard = 0, True, monotonic()
     try:
         while True:
@@ -77,7 +79,7 @@ def _run(ray: ModuleType, work: StudyWork) -> None:
             heard = monotonic() if ended else heard
             _check_nodes(run, lost_for=monotonic() - heard)
     finally:
-        _give_back(run)
+        _cancel(run)
 
 
 def _size(run: _Run, number: int, nodes: list[dict[str, Any]]) -> TaskSize:
@@ -101,26 +103,22 @@ def _submit(run: _Run, remote: Any) -> bool:
     if claimed is None:
         return False
     entry = work.cells[claimed.trial]
-    try:
-        nodes = run.ray.nodes()
-        size = _size(run, entry.block, nodes)
-        if problem := unmet(nodes, size):
-            raise ClusterError(problem)
-        if entry.block not in run.sent:
-            run.sent[entry.block] = _sent(run, entry.block)
-        reference = remote.options(
-            name=f"trial {claimed.trial}", num_cpus=size.cpus, num_gpus=size.gpus
-        ).remote(
-            version("causalprune"),
-            f"{run.key}-{entry.block}",
-            [run.sent[entry.block]],
-            "cuda" if size.gpus else "cpu",
-            work.spec.blocks[entry.block],
-            entry,
-        )
-    except BaseException:
-        work.store.release(claimed.trial, work.worker)
-        raise
+    nodes = run.ray.nodes()
+    size = _size(run, entry.block, nodes)
+    if problem := unmet(nodes, size):
+        raise ClusterError(problem)
+    if entry.block not in run.sent:
+        run.sent[entry.block] = _sent(run, entry.block)
+    reference = remote.options(
+        name=f"trial {claimed.trial}", num_cpus=size.cpus, num_gpus=size.gpus
+    ).remote(
+        version("causalprune"),
+        f"{run.key}-{entry.block}",
+        [run.sent[entry.block]],
+        "cuda" if size.gpus else "cpu",
+        work.spec.blocks[entry.block],
+        entry,
+    )
     run.trials[reference] = claimed.trial
     return True
 
@@ -178,10 +176,9 @@ def _check_nodes(run: _Run, lost_for: float) -> None:
             raise ClusterError(f"trial {trial}: {problem}, for {lost_for:.0f} s now")
 
 
-def _give_back(run: _Run) -> None:
-    """End what is still under way, after an error or Ctrl-C, and queue it again."""
-    for reference, trial in run.trials.items():
+def _cancel(run: _Run) -> None:
+    """End what is still under way, after an error or Ctrl-C."""
+    for reference in run.trials:
+        # Not by force: where that meets the end of a task, Ray aborts this process.
         with suppress(run.ray.exceptions.RayError):
-            run.ray.cancel(reference, force=True)
-        with suppress(ClaimLostError):
-            run.work.store.release(trial, run.work.worker)
+            run.ray.cancel(reference)

@@ -1,0 +1,111 @@
+"""A study on a local cluster of two nodes, disturbed in every way; writes what was seen as JSON.
+
+Run by test_study_ray.py in a process of its own: Ray's processes and warnings stay out of pytest's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_DEDUP_LOGS"] = "0"
+
+import ray
+from ray.cluster_utils import Cluster
+
+from causalprune.errors import ClusterError
+from causalprune.experiments import study_ray
+from causalprune.experiments.study import Study
+
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024, "include_dashboard": False}
+FAST = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000}
+
+
+def when(ready: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
+    """Do something from another thread as soon as it is time."""
+
+    def wait() -> None:
+        while not ready():
+            time.sleep(0.05)
+        act()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def error_of(run: Callable[[], object]) -> str:
+    try:
+        run()
+    except (ClusterError, KeyboardInterrupt) as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
+def counts(study: Study) -> list[int]:
+    status = study.status()
+    return [status.ok, status.failed, status.running, status.queued]
+
+
+def main(folder: Path) -> dict[str, Any]:
+    study = Study.from_file(folder / "small.yaml", folder / "cluster")
+    wide = Study.from_file(folder / "wide.yaml", folder / "wide")
+    seen: dict[str, Any] = {}
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "_system_config": dict(FAST)})
+    second = cluster.add_node(**NODE)
+
+    seen["wide"] = error_of(
+        lambda: wide.run(executor="ray", address=cluster.address, progress=False)
+    )
+    seen["ours is shut down"] = not ray.is_initialized()
+    seen["wide counts"] = counts(wide)
+
+    ray.init(address=cluster.address, log_to_driver=False)
+
+    def run() -> object:
+        return study.run(executor="ray", progress=False)
+
+    version, study_ray.version = study_ray.version, lambda name: "0.0.1"
+    seen["version"] = error_of(run)
+    study_ray.version = version
+    seen["version counts"] = counts(study)
+
+    def some_done() -> bool:
+        return study.status().finished > 0
+
+    def in_the_middle() -> bool:
+        status = study.status()
+        busy = ray.available_resources().get("CPU", 0) == 0
+        return status.finished > before and status.running > 1 and busy
+
+    def kill_second() -> None:
+        seen["counts when killed"] = counts(study)
+        cluster.remove_node(second, allow_graceful=False)
+
+    interrupted = when(some_done, lambda: os.kill(os.getpid(), signal.SIGINT))
+    seen["interrupted"] = error_of(run)
+    interrupted.join()
+    seen["interrupted counts"] = counts(study)
+    before = study.status().finished
+    killed = when(in_the_middle, kill_second)
+    seen["after"] = error_of(run)
+    killed.join(5)
+    seen["after counts"] = counts(study)
+    seen["users is kept"] = ray.is_initialized()
+    seen["nodes alive"] = sum(node["Alive"] for node in ray.nodes())
+    ray.shutdown()
+    cluster.shutdown()
+    return seen
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    (place / "seen.json").write_text(json.dumps(main(place)))
