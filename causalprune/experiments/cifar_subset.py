@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +9,13 @@ import numpy as np
 import torch
 
 from causalprune.errors import DataError
+from causalprune.experiments.data_roots import data_root
+from causalprune.experiments.standardisation import Standard
 
 if TYPE_CHECKING:
     from causalprune.experiments.datasets import ImageSet
 
-__all__ = ["CIFAR_CLASSES", "CIFAR_SUBSET_FILE", "read_cifar_subset"]
+__all__ = ["CIFAR_CLASSES", "CIFAR_STANDARD", "CIFAR_SUBSET_FILE", "read_cifar_subset"]
 
 CIFAR_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -23,7 +24,7 @@ CIFAR_CLASSES = (
 CIFAR_SUBSET_FILE = "cifar10-subset/cifar10_lossless_subset.npz"
 
 # What the published weights of the CIFAR ResNets were trained with.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_STANDARD: Standard = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def read_cifar_subset(root: Path | None) -> ImageSet:
@@ -67,18 +68,11 @@ def read_cifar_subset(root: Path | None) -> ImageSet:
             raise DataError(f"{path}: expected classes 0 to 9, got {labels.min()}..{labels.max()}")
     pixels = [torch.from_numpy(images.astype(np.float32) / 255.0) for images in arrays[::2]]
     classes = [torch.from_numpy(labels.astype(np.int64)) for labels in arrays[1::2]]
-    return ImageSet(pixels[0], classes[0], pixels[1], classes[1], CIFAR_CLASSES, (_MEAN, _STD))
+    return ImageSet(pixels[0], classes[0], pixels[1], classes[1], CIFAR_CLASSES, CIFAR_STANDARD)
 
 
 def _archive(root: Path | None) -> Path:
-    given, source = root, "data root"
-    if given is None and os.environ.get("CAUSALPRUNE_DATA"):
-        given, source = Path(os.environ["CAUSALPRUNE_DATA"]), "CAUSALPRUNE_DATA"
-    if given is None:
-        raise DataError(
-            "data set 'cifar-subset' needs its archive: pass --data-root (root=) or set "
-            f"CAUSALPRUNE_DATA to a folder that holds {CIFAR_SUBSET_FILE}"
-        )
+    given, source = data_root(root, "cifar-subset", CIFAR_SUBSET_FILE)
     places = (given / CIFAR_SUBSET_FILE, given / Path(CIFAR_SUBSET_FILE).name, given)
     for place in places:
         if place.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from causalprune.errors import (
     MissingDependencyError,
     UnknownNameError,
 )
+from causalprune.experiments.cifar10 import read_cifar10
 from causalprune.experiments.cifar_subset import read_cifar_subset
 from causalprune.experiments.folder import read_image_folder
-from causalprune.experiments.idx import read_idx_images, read_idx_labels
+from causalprune.experiments.mnist import read_mnist
 from causalprune.experiments.sampling import stratified_split, stratified_subset
 from causalprune.experiments.standardisation import Standard, standardised
 
@@ -209,12 +210,13 @@ def load_data(
     Parameters
     ----------
     name : str
-        ``"digits"`` (ships with scikit-learn), ``"mnist"`` (needs its four files),
-        ``"cifar-subset"`` (needs its archive), a name registered with ``register_data``, or a
-        folder with one sub-folder of images a class.
+        ``"digits"`` (ships with scikit-learn), ``"mnist"`` and ``"fashion-mnist"`` (need their
+        four files), ``"cifar10"`` (needs its batches, and torchvision), ``"cifar-subset"`` (needs
+        its archive), a name registered with ``register_data``, or a folder with one sub-folder
+        of images a class. Nothing is downloaded.
     root : path-like, optional
-        Where the files of a data set are; for ``"mnist"`` and ``"cifar-subset"`` the
-        environment variable ``CAUSALPRUNE_DATA`` is the default.
+        Where the files of a data set are; default: the folder that the environment variable
+        ``CAUSALPRUNE_DATA`` names.
     input_shape : tuple of int
         Channels, height and width that the network takes.
     calibration : int
@@ -336,53 +338,16 @@ def _cifar_subset(root: Path | None, input_shape: Shape) -> ImageSet:
     return read_cifar_subset(root)
 
 
-_MNIST_FILES: Mapping[str, tuple[str, str]] = {
-    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
-    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
-}
+@register_data("cifar10", epochs=20, retrain_epochs=5)
+def _cifar10(root: Path | None, input_shape: Shape) -> ImageSet:
+    return read_cifar10(root)
 
 
 @register_data("mnist", epochs=2, retrain_epochs=1)
 def _mnist(root: Path | None, input_shape: Shape) -> ImageSet:
-    folder = _mnist_folder(root)
-    parts: dict[str, Batch] = {}
-    for part, (images_name, labels_name) in _MNIST_FILES.items():
-        images = read_idx_images(folder / images_name)
-        labels = read_idx_labels(folder / labels_name)
-        if len(images) != len(labels):
-            raise DataError(
-                f"{folder / labels_name}: {len(labels)} labels for {len(images)} images of "
-                f"{images_name}; the two files do not belong together"
-            )
-        if labels.max() > 9:
-            raise DataError(f"{folder / labels_name}: label {labels.max()} found, expected 0 to 9")
-        pixels = torch.from_numpy(images.astype(np.float32) / 255.0)[:, None]
-        parts[part] = pixels, torch.from_numpy(labels.astype(np.int64))
-    classes = tuple(str(digit) for digit in range(10))
-    return ImageSet(*parts["train"], *parts["test"], classes)
+    return read_mnist(root, "mnist")
 
 
-def _mnist_folder(root: Path | None) -> Path:
-    given, source = root, "data root"
-    if given is None and os.environ.get("CAUSALPRUNE_DATA"):
-        given, source = Path(os.environ["CAUSALPRUNE_DATA"]), "CAUSALPRUNE_DATA"
-    names = [name for pair in _MNIST_FILES.values() for name in pair]
-    if given is None:
-        raise DataError(
-            "data set 'mnist' needs its files: pass --data-root (root=) or set CAUSALPRUNE_DATA "
-            f"to a folder that holds MNIST/raw with {', '.join(names)}"
-        )
-    if not given.is_dir():
-        raise DataError(f"{source}: no such folder {str(given)!r}")
-    for folder in (given / "MNIST" / "raw", given / "raw", given):
-        if any((folder / name).is_file() for name in names):
-            break
-    else:
-        raise DataError(
-            f"{source}: {str(given)!r} holds none of {', '.join(names)}, "
-            "neither itself nor in MNIST/raw"
-        )
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise DataError(f"{folder}: files of data set 'mnist' are missing: {', '.join(missing)}")
-    return folder
+@register_data("fashion-mnist", epochs=4, retrain_epochs=1)
+def _fashion_mnist(root: Path | None, input_shape: Shape) -> ImageSet:
+    return read_mnist(root, "fashion-mnist")

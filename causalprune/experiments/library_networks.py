@@ -13,13 +13,14 @@ from torch import nn
 
 from causalprune.errors import InvalidArgumentError, MissingDependencyError, UnknownNameError
 
-__all__ = ["LIBRARIES", "LibraryNetwork", "library_network"]
+__all__ = ["LIBRARIES", "LibraryNetwork", "imported", "library_network"]
 
 LIBRARIES = ("torchvision", "timm")
 """Looked through in this order when a name comes without its library."""
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGENET_SHAPE = (3, 224, 224)
+_TORCHVISION_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class LibraryNetwork:
         Channels, height and width of the images its published weights take.
     mean, std : tuple of float
         Per channel, of pixels in [0, 1], that those weights were trained with.
+    auxiliary : tuple of str
+        Modules that only training calls, for losses of their own (Inception v3, GoogLeNet);
+        None in their place takes them away.
     """
 
     name: str
@@ -43,6 +47,7 @@ class LibraryNetwork:
     input_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    auxiliary: tuple[str, ...] = ()
 
 
 def library_network(name: str) -> LibraryNetwork | None:
@@ -73,9 +78,10 @@ def library_network(name: str) -> LibraryNetwork | None:
     """
     library, colon, rest = name.partition(":")
     if colon:
-        found = _READERS[library](_imported(library), rest)
+        models = _imported(library)
+        found = _READERS[library](models, rest)
         if found is None:
-            close = _close(_imported(library), library, rest)
+            close = _close(models, library, rest)
             raise UnknownNameError(f"{library} classifier", rest, close)
         return found
     for library in LIBRARIES:
@@ -88,21 +94,39 @@ def library_network(name: str) -> LibraryNetwork | None:
     return None
 
 
-def _imported(library: str) -> Any:
+def imported(module: str, use: str) -> Any:
+    """Import a library that need not be there.
+
+    Parameters
+    ----------
+    module : str
+        The library, or a module in it.
+    use : str
+        What needs it, for the error.
+
+    Raises
+    ------
+    MissingDependencyError
+        If it is not installed, or was built for another torch.
+    """
+    library = module.partition(".")[0]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the library's own imports
-            return import_module("torchvision.models" if library == "torchvision" else library)
+            return import_module(module)
     except ImportError as error:
-        raise MissingDependencyError(
-            f"network '{library}:...' needs {library}: pip install {library}"
-        ) from error
+        raise MissingDependencyError(f"{use} needs {library}: pip install {library}") from error
     except RuntimeError as error:
         # A torchvision whose operators were built for another torch cannot even be imported.
         raise MissingDependencyError(
-            f"network '{library}:...': importing {library} failed ({error}); install the "
-            f"torchvision that was built for torch {torch.__version__}"
+            f"{use}: importing {library} failed ({error}); install the "
+            f"{library} that was built for torch {torch.__version__}"
         ) from error
+
+
+def _imported(library: str) -> Any:
+    module = "torchvision.models" if library == "torchvision" else library
+    return imported(module, f"network '{library}:...'")
 
 
 def _of_torchvision(models: Any, name: str) -> LibraryNetwork | None:
@@ -111,16 +135,17 @@ def _of_torchvision(models: Any, name: str) -> LibraryNetwork | None:
     published = models.get_model_weights(name).DEFAULT.transforms()
     # Those of vit_h_14 are for larger images than the network it builds without them.
     side = 224 if name.startswith("vit_") else int(published.crop_size[0])
+    auxiliary = _TORCHVISION_AUXILIARY.get(name, ())
 
     def build(n_classes: int | None) -> nn.Module:
         options: dict[str, Any] = {} if n_classes is None else {"num_classes": n_classes}
-        if name in ("googlenet", "inception_v3"):
+        if auxiliary:
             options["init_weights"] = False  # theirs takes half a minute, and warns
         model: nn.Module = models.get_model(name, weights=None, **options)
         return model
 
     mean, std = tuple(published.mean), tuple(published.std)
-    return LibraryNetwork(f"torchvision:{name}", build, (3, side, side), mean, std)
+    return LibraryNetwork(f"torchvision:{name}", build, (3, side, side), mean, std, auxiliary)
 
 
 def _of_timm(timm: Any, name: str) -> LibraryNetwork | None:

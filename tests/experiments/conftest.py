@@ -32,7 +32,17 @@ def write_idx() -> Callable[..., Path]:
 @pytest.fixture
 def small_mnist(tmp_path: Path, write_idx: Callable[..., Path]) -> Path:
     """A folder laid out like the real files, with 80 + 20 images."""
-    raw = tmp_path / "MNIST" / "raw"
+    return small_idx_files(tmp_path, "MNIST", write_idx)
+
+
+@pytest.fixture
+def small_fashion_mnist(tmp_path: Path, write_idx: Callable[..., Path]) -> Path:
+    """The same of FashionMNIST."""
+    return small_idx_files(tmp_path, "FashionMNIST", write_idx)
+
+
+def small_idx_files(folder: Path, name: str, write_idx: Callable[..., Path]) -> Path:
+    raw = folder / name / "raw"
     raw.mkdir(parents=True)
     generator = np.random.default_rng(0)
     for part, count in (("train", 80), ("t10k", 20)):
@@ -40,7 +50,7 @@ def small_mnist(tmp_path: Path, write_idx: Callable[..., Path]) -> Path:
         images = generator.integers(0, 256, (count, 28, 28))
         write_idx(raw / f"{part}-images-idx3-ubyte.gz", images)
         write_idx(raw / f"{part}-labels-idx1-ubyte.gz", labels)
-    return tmp_path
+    return folder
 
 
 @pytest.fixture(scope="session")

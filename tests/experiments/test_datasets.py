@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import pickle
 import struct
 import sys
 from collections.abc import Callable
@@ -76,7 +78,9 @@ def test_stratified_split_has_the_number_asked_for(chosen: int) -> None:
 
 
 def test_unknown_data_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown data set 'cifar'; known: .*digits, mnist"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown data set 'cifar'; known: .*digits, .*mnist"
+    ):
         load_data("cifar")
     with pytest.raises(DataError, match="no such folder"):
         load_data("./no-such-folder")
@@ -149,6 +153,85 @@ def test_mnist_with_a_file_missing_names_it(small_mnist: Path) -> None:
     (small_mnist / "MNIST/raw" / LABELS).unlink()
     with pytest.raises(DataError, match=f"missing: {LABELS}"):
         load_data("mnist", root=small_mnist)
+
+
+def test_fashion_mnist_is_read_from_its_own_folder(small_fashion_mnist: Path) -> None:
+    splits = load_data("fashion-mnist", root=small_fashion_mnist, calibration=20)
+    assert len(splits.train[1]) == 60 and splits.split.startswith("fashion-mnist-test-20-")
+    assert splits.classes[9] == "ankle boot" and len(splits.classes) == 10
+    with pytest.raises(DataError, match="neither itself nor in MNIST/raw"):
+        load_data("mnist", root=small_fashion_mnist)
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "CIFAR10"])
+def test_missing_files_come_with_the_command_that_fetches_them(tmp_path: Path, name: str) -> None:
+    known = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist", "CIFAR10": "cifar10"}[name]
+    for root in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(DataError, match=known) as caught:
+            load_data(known, root=root)
+        call = f"from torchvision.datasets import {name}; {name}({str(root)!r}, download=True)"
+        assert f'to fetch {known!r}: python -c "{call}"' in str(caught.value)
+
+
+@pytest.fixture
+def small_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files in CIFAR-10's layout, 20 images a batch, whose digests torchvision is told."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+
+    def write(name: str, content: dict[str, object]) -> list[str]:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    def batch() -> dict[str, object]:
+        pixels = generator.integers(0, 256, (20, 3 * 32 * 32), dtype=np.uint8)
+        return {"data": pixels, "labels": [index % 10 for index in range(20)]}
+
+    train = [write(f"data_batch_{number}", batch()) for number in range(1, 6)]
+    monkeypatch.setattr(CIFAR10, "train_list", train)
+    monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch", batch())])
+    _, digest = write("batches.meta", {"label_names": list("abcdefghij")})
+    monkeypatch.setattr(CIFAR10, "meta", dict(CIFAR10.meta, md5=digest))
+    return tmp_path
+
+
+def test_cifar10_is_read_through_torchvision(
+    small_cifar10: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAUSALPRUNE_DATA", str(small_cifar10))
+    splits = load_data("cifar10", input_shape=(3, 32, 32), calibration=30)
+    assert [len(part[1]) for part in (splits.train, splits.calibration, splits.test)] == [
+        70,
+        30,
+        20,
+    ]
+    assert splits.classes[3] == "cat" and torch.equal(splits.test[1], torch.arange(20) % 10)
+    content = pickle.loads((small_cifar10 / "cifar-10-batches-py/test_batch").read_bytes())
+    mean, std = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.std))
+    pixels = (splits.test[0] * std + mean) * 255
+    expected = torch.from_numpy(content["data"].reshape(20, 3, 32, 32)).float()
+    assert torch.allclose(pixels, expected, atol=1e-3)
+
+
+def test_broken_files_of_cifar10_are_refused(small_cifar10: Path) -> None:
+    file = small_cifar10 / "cifar-10-batches-py/data_batch_3"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="not the files of CIFAR-10"):
+        load_data("cifar10", root=small_cifar10)
+    file.unlink()
+    with pytest.raises(DataError, match=r"missing in '.*cifar-10-batches-py': data_batch_3; "):
+        load_data("cifar10", root=small_cifar10)
+
+
+def test_cifar10_without_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(MissingDependencyError, match="data set 'cifar10' needs torchvision"):
+        load_data("cifar10", root=tmp_path)
 
 
 def _truncated(path: Path) -> None:
