@@ -35,12 +35,18 @@ from causalprune.measures.latency import (
 from causalprune.measures.machine import machine_info
 from causalprune.measures.memory import peak_activation_bytes
 from causalprune.measures.noise_similarity import NoiseSimilarity, noise_similarity
+from causalprune.measures.process_memory import (
+    PeakMemory,
+    peak_gpu_bytes,
+    peak_process_bytes,
+)
 from causalprune.measures.prune_potential import (
     PrunePotentials,
     prune_potential,
     prune_potentials,
 )
 from causalprune.measures.size import (
+    count_layer_weights,
     count_macs,
     count_nonzero_macs,
     count_parameters,
@@ -57,6 +63,7 @@ __all__ = [
     "Latency",
     "NoiseSimilarity",
     "OutputAgreement",
+    "PeakMemory",
     "PrunePotentials",
     "Recommendation",
     "SystemMonitor",
@@ -64,6 +71,7 @@ __all__ = [
     "add_uniform_noise",
     "calibration_error",
     "class_losses",
+    "count_layer_weights",
     "count_macs",
     "count_nonzero_macs",
     "count_parameters",
@@ -80,6 +88,8 @@ __all__ = [
     "output_agreement",
     "parameter_bytes",
     "peak_activation_bytes",
+    "peak_gpu_bytes",
+    "peak_process_bytes",
     "prune_potential",
     "prune_potentials",
     "recommend",

@@ -15,7 +15,10 @@ from causalprune.errors import InvalidArgumentError
 from causalprune.graph import evaluating
 from causalprune.measures.size import require_tensor
 
-__all__ = ["Latency", "interleaved_latency_ms", "latency_ms", "torch_threads"]
+__all__ = ["WARMUP", "Latency", "interleaved_latency_ms", "latency_ms", "torch_threads"]
+
+WARMUP = 5
+"""Passes before the clock runs, unless said otherwise."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def latency_ms(
     model: nn.Module,
     example: Tensor,
     *,
-    warmup: int = 5,
+    warmup: int = WARMUP,
     repeats: int = 30,
     threads: int | None = None,
 ) -> Latency:
@@ -130,7 +133,7 @@ def interleaved_latency_ms(
     models: Sequence[nn.Module],
     example: Tensor,
     *,
-    warmup: int = 5,
+    warmup: int = WARMUP,
     repeats: int = 30,
     threads: int | None = None,
 ) -> tuple[Latency, ...]:

@@ -15,6 +15,7 @@ from causalprune.graph import evaluating
 from causalprune.graph.recording import frozen
 
 __all__ = [
+    "count_layer_weights",
     "count_macs",
     "count_nonzero_macs",
     "count_parameters",
@@ -43,6 +44,38 @@ def count_parameters(model: nn.Module) -> int:
     8
     """
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_layer_weights(model: nn.Module, *, nonzero: bool = False) -> dict[str, int]:
+    """Count the weights of every convolution, linear layer and attention.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network, on any device.
+    nonzero : bool
+        Leave out weights that are zero.
+
+    Returns
+    -------
+    dict of str to int
+        By the layer's name: the scalars of its parameters of two dimensions or more (biases and
+        normalisations have one). The projections of an ``nn.MultiheadAttention`` count together.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> count_layer_weights(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 4)))
+    {'0': 18, '2': 32}
+    """
+    counts: dict[str, int] = {}
+    kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{other}.") for other in counts if other)
+        if isinstance(module, kinds) and not inside:
+            weights = [parameter for parameter in module.parameters() if parameter.dim() > 1]
+            counts[name] = sum(int(w.count_nonzero()) if nonzero else w.numel() for w in weights)
+    return counts
 
 
 def parameter_bytes(model: nn.Module) -> int:

@@ -7,7 +7,12 @@ import torch
 from torch import nn
 
 from causalprune.errors import InvalidArgumentError
-from causalprune.measures import count_macs, count_parameters, parameter_bytes
+from causalprune.measures import (
+    count_layer_weights,
+    count_macs,
+    count_parameters,
+    parameter_bytes,
+)
 
 
 def test_shared_parameters_count_once() -> None:
@@ -65,3 +70,18 @@ def test_counting_leaves_modes_and_statistics_alone() -> None:
 def test_an_example_that_is_no_tensor_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match=r"example: expected a torch\.Tensor, got list"):
         count_macs(nn.Linear(1, 1), [1.0])  # type: ignore[arg-type]
+
+
+def test_layer_weights_by_name_without_zeros_where_asked() -> None:
+    attention = nn.MultiheadAttention(4, 2)
+    model = nn.ModuleDict(
+        {"a": nn.Conv2d(2, 3, 3, groups=1), "b": attention, "c": nn.BatchNorm2d(3)}
+    )
+    model["d"] = nn.Sequential(nn.Linear(5, 2, bias=False), nn.ConvTranspose2d(2, 3, 2))
+    assert count_layer_weights(model) == {"a": 54, "b": 64, "d.0": 10, "d.1": 24}
+    with torch.no_grad():
+        model["a"].weight[1] = 0
+        model["a"].bias.zero_()
+        attention.out_proj.weight[:, 0] = 0
+    assert count_layer_weights(model, nonzero=True) == {"a": 36, "b": 60, "d.0": 10, "d.1": 24}
+    assert count_layer_weights(nn.Linear(3, 2)) == {"": 6}
