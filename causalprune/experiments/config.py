@@ -32,7 +32,7 @@ _AT_LEAST = {
 _MAY_BE_NONE = ("epochs", "retrain_epochs", "train_limit", "test_limit")
 _LEARNING_RATES = {"adam": (2e-3, 1e-3), "sgd": (0.1, 0.1)}
 _AUGMENTATIONS = (None, "crop_flip")
-_ADDED_LATER = ("optimiser", "augment")
+_ADDED_LATER = ("optimiser", "augment", "latency_batches")
 """Fields that records of earlier releases do not have."""
 
 
@@ -85,6 +85,8 @@ class RunConfig:
         Use only so many images.
     latency_batch, latency_repeats : int
         Images a timed pass, and timed passes.
+    latency_batches : tuple of int
+        More numbers of images for which a pass is timed, too, after `latency_batch`.
     threads : int
         torch's intra-operator threads. Part of the design: another number changes the order of
         additions and so, in the end, the numbers.
@@ -124,6 +126,7 @@ class RunConfig:
     train_limit: int | None = None
     test_limit: int | None = None
     latency_batch: int = 16
+    latency_batches: tuple[int, ...] = ()
     latency_repeats: int = 30
     threads: int = 1
     device: str = "auto"
@@ -131,6 +134,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", tuple(self.methods))
         object.__setattr__(self, "ratios", tuple(float(ratio) for ratio in self.ratios))
+        object.__setattr__(self, "latency_batches", tuple(self.latency_batches))
         for name, least in _AT_LEAST.items():
             _check_integer(name, getattr(self, name), least, name in _MAY_BE_NONE)
         _check_choice("optimiser", self.optimiser, tuple(_LEARNING_RATES))
@@ -140,6 +144,9 @@ class RunConfig:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not (number and value > 0 and math.isfinite(value)):
                 raise InvalidArgumentError(f"{name}: expected a number above 0, got {value!r}")
+        for batch in self.latency_batches:
+            _check_integer("latency_batches", batch, 1, False)
+        _check_distinct("latency_batches", (self.latency_batch, *self.latency_batches))
         _check_distinct("methods", self.methods)
         _check_distinct("ratios", self.ratios)
         for ratio in self.ratios:

@@ -22,8 +22,10 @@ from causalprune.experiments.records import write_json
 from causalprune.experiments.study_spec import NOISE, Shift
 from causalprune.experiments.training import evaluate
 from causalprune.experiments.trial import Checkpoint, Setting
+from causalprune.experiments.weights import state_digest
 from causalprune.graph import capture
 from causalprune.measures import add_uniform_noise, count_macs, count_parameters, machine_info
+from causalprune.measures.process_memory import start_measuring_process
 from causalprune.pruning.weights import WEIGHT_METHODS
 from causalprune.scoring import Scores, resolve_method, resolve_outcome
 
@@ -92,6 +94,8 @@ def prepare(
         As for :func:`~causalprune.experiments.progress.stage`.
     """
     device = _device(config.device)
+    if device.type == "cpu":  # it gets ready while the networks are trained
+        start_measuring_process()
     machine = machine_info()
     if not (folder / "machine.json").is_file():
         write_json(folder / "machine.json", machine)
@@ -242,6 +246,7 @@ def _checkpoints(
                 accuracy_by_shift=shifted,
                 parameters=count_parameters(model),
                 macs=count_macs(model, image),
+                digest=state_digest(model),
                 scores={method: value for (n, method), value in scores.items() if n == number},
                 problems={method: text for (n, method), text in problems.items() if n == number},
             )

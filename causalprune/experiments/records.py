@@ -20,6 +20,7 @@ from causalprune.files import replace_file
 __all__ = [
     "MEASURED_COLUMNS",
     "SHIFT_COLUMNS",
+    "TABLE_VERSION",
     "TRIALS_FILE",
     "TRIAL_COLUMNS",
     "Column",
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 TRIALS_FILE = "trials.csv"
+TABLE_VERSION = 2
+"""Version of the run table's columns; each says with which it came."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,16 @@ class Column:
     measured : bool
         Whether the value depends on the machine's state (time, load), so that it differs from
         run to run. All other columns are the same for the same seed.
+    since : int
+        Version of the table with which the column came. Tables of earlier versions do not have
+        it; where they are read it is there, empty.
     """
 
     name: str
     kind: str
     description: str
     measured: bool = False
+    since: int = 1
 
 
 TRIAL_COLUMNS: tuple[Column, ...] = (
@@ -109,6 +116,33 @@ TRIAL_COLUMNS: tuple[Column, ...] = (
     Column("status", "text", "ok or failed"),
     Column("error", "text", "what went wrong in a failed trial"),
     Column("output_difference", "float", "largest |pruned - masked| logit, calibration images"),
+    Column("block", "int", "which pair of network and data set of the study", since=2),
+    Column("checkpoint_digest", "text", "of the unpruned weights: start of a SHA-256", since=2),
+    Column(
+        "achieved_ratio_by_layer", "text", "JSON object: part of weights gone, by layer", since=2
+    ),
+    Column("macs_counter", "text", "how macs were counted", since=2),
+    Column("latency_repeats", "int", "timed passes behind each latency", since=2),
+    Column("latency_warmup", "int", "passes before the first timed one", since=2),
+    Column(
+        "latency_by_batch",
+        "text",
+        "JSON object: median_ms, q25_ms, q75_ms of a forward pass, by images in it",
+        measured=True,
+        since=2,
+    ),
+    Column(
+        "peak_process_bytes",
+        "int",
+        "rise of a fresh process's resident peak: network loaded, run once over latency_batch",
+        measured=True,
+        since=2,
+    ),
+    Column("peak_gpu_bytes", "int", "most GPU memory of the same by torch's allocator", True, 2),
+    Column("peak_memory_reason", "text", "why a peak is missing", True, 2),
+    Column("cpu_energy_joules", "float", "of the machine's processor packages (RAPL)", True, 2),
+    Column("energy_reason", "text", "why cpu_energy_joules is missing", True, 2),
+    Column("gpu_energy_joules", "float", "of the first GPU during the trial (NVML)", True, 2),
 )
 
 SHIFT_COLUMNS: tuple[Column, ...] = (
@@ -135,13 +169,14 @@ def read_trials(path: str | os.PathLike[str]) -> pd.DataFrame:
     -------
     DataFrame
         One row a trial, in the order in which they ran. Integer columns are ``int64`` where no
-        value is missing and ``float64`` where one is; missing text is NaN.
+        value is missing and ``float64`` where one is; missing text is NaN. Columns that came with
+        later versions of the table than the file's are there without values.
 
     Raises
     ------
     RecordError
-        There is no such file, it cannot be parsed, columns are missing, a number is not one, or
-        a trial appears twice.
+        There is no such file, it cannot be parsed, columns of the first version are missing, a
+        number is not one, or a trial appears twice.
 
     Examples
     --------
@@ -162,9 +197,12 @@ def read_trials(path: str | os.PathLike[str]) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         # ValueError covers pandas' parser and empty-data errors and broken encodings.
         raise RecordError(f"{file}: not a readable run table ({_one_line(error)})") from error
-    missing = [name for name in _NAMES if name not in frame.columns]
+    absent = [column for column in TRIAL_COLUMNS if column.name not in frame.columns]
+    missing = [column.name for column in absent if column.since == 1]
     if missing:
         raise RecordError(f"{file}: columns are missing: {', '.join(missing)}")
+    for column in absent:
+        frame[column.name] = ""
     for column in TRIAL_COLUMNS:
         frame[column.name] = _typed(frame[column.name], column, file)
     bad = sorted(set(frame["status"].fillna("")) - set(_STATUSES))

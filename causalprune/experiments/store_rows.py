@@ -61,7 +61,10 @@ def check_columns(columns: Sequence[Column], outcomes: Sequence[str]) -> None:
 
 def columns_as_json(columns: Sequence[Column]) -> str:
     """Describe columns as text that `columns_from_json` reads."""
-    return json.dumps([asdict(column) for column in columns])
+    described = [asdict(column) for column in columns]
+    for entry in described:
+        del entry["since"]  # of the table, not of the store, and unknown to earlier releases
+    return json.dumps(described)
 
 
 def columns_from_json(text: str) -> tuple[Column, ...]:

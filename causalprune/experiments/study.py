@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from causalprune import _native
-from causalprune.errors import InvalidArgumentError, UnknownNameError
+from causalprune.errors import InvalidArgumentError, RecordError, UnknownNameError
 from causalprune.experiments.corruptions import CORRUPTIONS
 from causalprune.experiments.prepared import filled_in
 from causalprune.experiments.records import SHIFT_COLUMNS, TRIAL_COLUMNS
@@ -19,6 +19,7 @@ from causalprune.experiments.store import StudyStore
 from causalprune.experiments.store_progress import StudyProgress
 from causalprune.experiments.store_queue import StudyStatus
 from causalprune.experiments.store_rows import export_rows
+from causalprune.experiments.store_schema import STORE_FILE
 from causalprune.experiments.store_workers import Worker
 from causalprune.experiments.study_file import read_study_file
 from causalprune.experiments.study_local import run_here
@@ -232,7 +233,9 @@ class Study:
         with StudyStore.open(self.folder) as store:
             if not by_shift:
                 return store.export(path)
-            frame = rows_by_shift(store.read()).astype(object)
+            frame = rows_by_shift(store.read())
+        # The store of an earlier release has its columns in another order, and may lack some.
+        frame = frame.reindex(columns=[column.name for column in TRIAL_COLUMNS]).astype(object)
         rows = list(frame.where(frame.notna(), None).itertuples(index=False, name=None))
         return export_rows(rows, TRIAL_COLUMNS, path)
 
@@ -265,7 +268,21 @@ class Study:
 
     def _store(self, cells: tuple[StudyCell, ...]) -> StudyStore:
         trials = [_described(self.spec, entry) for entry in cells]
-        return StudyStore.create(self.folder, self.spec.to_dict(), trials, columns=STUDY_COLUMNS)
+        described = self._recorded() or self.spec.to_dict()
+        return StudyStore.create(self.folder, described, trials, columns=STUDY_COLUMNS)
+
+    def _recorded(self) -> dict[str, Any] | None:
+        """Return what the folder's store holds, if it describes this study.
+
+        Earlier releases recorded fewer fields of the same study.
+        """
+        if not (self.folder / STORE_FILE).is_file():
+            return None
+        try:
+            with StudyStore.open(self.folder) as store:
+                return store.study if StudySpec.from_dict(store.study) == self.spec else None
+        except (KeyError, RecordError, InvalidArgumentError):
+            return None  # a study of another kind, or none; who makes it there says what is wrong
 
 
 def _described(spec: StudySpec, entry: StudyCell) -> dict[str, Any]:

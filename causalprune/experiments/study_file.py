@@ -19,7 +19,7 @@ __all__ = ["read_study_file"]
 
 _RUN_KEYS = tuple(entry.name for entry in fields(RunConfig))
 _STUDY_KEYS = ("name", "blocks", "design", "draws", "shifts")
-_LISTS = ("methods", "ratios", "shifts")
+_LISTS = ("methods", "ratios", "shifts", "latency_batches")
 
 
 def read_study_file(path: str | os.PathLike[str]) -> StudySpec:

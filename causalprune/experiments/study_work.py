@@ -95,4 +95,8 @@ def study_row(config: RunConfig, entry: StudyCell, block: Prepared) -> dict[str,
     """
     with torch_threads(config.threads), repeatable_kernels():
         row = run_trial(block.setting, entry.cell, block.checkpoints[entry.cell.checkpoint])
-    return row | {"assignment": entry.assignment, "assignment_probability": entry.probability}
+    return row | {
+        "block": entry.block,
+        "assignment": entry.assignment,
+        "assignment_probability": entry.probability,
+    }

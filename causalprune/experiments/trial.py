@@ -19,13 +19,17 @@ from causalprune.experiments.training import evaluate, train
 from causalprune.graph import UnitGraph, evaluating, removed
 from causalprune.measures import (
     SystemMonitor,
+    count_layer_weights,
     count_macs,
     count_nonzero_macs,
     count_parameters,
     latency_ms,
     parameter_bytes,
     peak_activation_bytes,
+    peak_gpu_bytes,
+    peak_process_bytes,
 )
+from causalprune.measures.latency import WARMUP
 from causalprune.pruning import Plan, apply, holding, plan, prune_weights
 from causalprune.pruning.masks import WeightMasks
 from causalprune.pruning.weights import WEIGHT_METHODS
@@ -82,6 +86,8 @@ class Checkpoint:
         Why a method has no scores.
     accuracy_by_shift : Mapping[str, float]
         Fraction right under each shift.
+    digest : str or None
+        See :func:`~causalprune.experiments.weights.state_digest`.
     """
 
     number: int
@@ -92,6 +98,7 @@ class Checkpoint:
     scores: Mapping[str, Scores]
     problems: Mapping[str, str]
     accuracy_by_shift: Mapping[str, float] = field(default_factory=dict)
+    digest: str | None = None
 
 
 def run_trial(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -130,7 +137,9 @@ def _what_was_set(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> dict[
     return {
         "trial": cell.trial,
         "order": cell.order,
+        "block": 0,  # a run has one; a study says which
         "checkpoint": cell.checkpoint,
+        "checkpoint_digest": checkpoint.digest,
         "seed": cell.seed,
         "architecture": config.network,
         "dataset": splits.name,
@@ -140,6 +149,8 @@ def _what_was_set(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> dict[
         "ratio": cell.ratio,
         "ratio_of": config.ratio_of,
         "latency_batch": config.latency_batch,
+        "latency_repeats": config.latency_repeats,
+        "latency_warmup": WARMUP,
         "threads": config.threads,
         "retrain_epochs": config.retrain_epochs,
         "shift": "none",
@@ -190,6 +201,7 @@ def _prune_and_measure(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> 
         "accuracy_loss": checkpoint.accuracy - accuracy,
         "output_difference": pruned.output_difference,
         **_latency(setting, small),
+        **_peak_memory(setting, small),
     }
 
 
@@ -241,32 +253,76 @@ def _size(
     if by_weight:  # what is zero is there, but counts as gone
         parameters = sum(int(parameter.count_nonzero()) for parameter in small.parameters())
         macs = count_nonzero_macs(small, image)
+        counter = "torch.utils.flop_counter / 2, less the products with zero weights by hand"
     else:
         parameters, macs = count_parameters(small), count_macs(small, image)
+        counter = "torch.utils.flop_counter / 2"
     weights, activations = parameter_bytes(small), peak_activation_bytes(small, image)
     return {
         "achieved_ratio": 1.0 - parameters / checkpoint.parameters,
         "achieved_ratio_macs": 1.0 - macs / checkpoint.macs,
+        "achieved_ratio_by_layer": json.dumps(_gone_by_layer(checkpoint.model, small, by_weight)),
         "parameters": parameters,
         "macs": macs,
+        "macs_counter": counter,
         "parameter_bytes": weights,
         "peak_activation_bytes": activations,
         "memory_bytes": weights + activations,
     }
 
 
-def _latency(setting: Setting, small: nn.Module) -> dict[str, float]:
+def _gone_by_layer(model: nn.Module, small: nn.Module, by_weight: bool) -> dict[str, float]:
+    before = count_layer_weights(model)
+    after = count_layer_weights(small, nonzero=by_weight)
+    # An attention that lost heads has its projections in modules of their own.
+    left = {
+        name: sum(n for other, n in after.items() if f"{other}.".startswith(f"{name}."))
+        for name in before
+    }
+    return {name: round(1.0 - left[name] / total, 6) for name, total in before.items()}
+
+
+def _latency(setting: Setting, small: nn.Module) -> dict[str, Any]:
     config = setting.config
+    timings = {
+        batch: latency_ms(
+            small,
+            _images(setting, batch),
+            warmup=WARMUP,
+            repeats=config.latency_repeats,
+            threads=config.threads,
+        )
+        for batch in (config.latency_batch, *config.latency_batches)
+    }
+    first = timings[config.latency_batch]
+    by_batch = {
+        batch: {name: getattr(timing, name) for name in ("median_ms", "q25_ms", "q75_ms")}
+        for batch, timing in timings.items()
+    }
+    return {
+        "latency_ms": first.median_ms,
+        "latency_q25_ms": first.q25_ms,
+        "latency_q75_ms": first.q75_ms,
+        "latency_by_batch": json.dumps(by_batch),
+    }
+
+
+def _images(setting: Setting, batch: int) -> Tensor:
     images = setting.splits.test[0]
     # A test part smaller than the batch is gone round again; its content does not matter here.
-    chosen = torch.arange(config.latency_batch, device=images.device) % len(images)
-    timing = latency_ms(
-        small, images[chosen], repeats=config.latency_repeats, threads=config.threads
-    )
+    return images[torch.arange(batch, device=images.device) % len(images)]
+
+
+def _peak_memory(setting: Setting, small: nn.Module) -> dict[str, Any]:
+    images = _images(setting, setting.config.latency_batch)
+    process = peak_process_bytes(small, images, threads=setting.config.threads)
+    gpu = peak_gpu_bytes(small, images)
+    missing = {"peak_process_bytes": process.reason, "peak_gpu_bytes": gpu.reason}
+    reasons = [f"{name}: {reason}" for name, reason in missing.items() if reason is not None]
     return {
-        "latency_ms": timing.median_ms,
-        "latency_q25_ms": timing.q25_ms,
-        "latency_q75_ms": timing.q75_ms,
+        "peak_process_bytes": process.bytes,
+        "peak_gpu_bytes": gpu.bytes,
+        "peak_memory_reason": "; ".join(reasons) or None,
     }
 
 

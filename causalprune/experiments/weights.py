@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from causalprune.errors import DataError, MissingDependencyError
 from causalprune.files import file_digest, replace_file
 
-__all__ = ["load_weights", "save_weights", "sha256_of"]
+__all__ = ["load_weights", "save_weights", "sha256_of", "state_digest"]
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -108,6 +109,36 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return file_digest(path)
     except OSError as error:
         raise DataError(f"weights: cannot read {str(path)!r} ({error.strerror})") from error
+
+
+def state_digest(model: nn.Module) -> str:
+    """Return a short name of a network's state, the same for equal weights in any file.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network, on any device.
+
+    Returns
+    -------
+    str
+        The first 16 hexadecimal digits of the SHA-256 of names, types, shapes and bytes of its
+        state dictionary.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> layer = nn.Linear(2, 2)
+    >>> state_digest(layer) == state_digest(nn.Linear(2, 2))
+    False
+    """
+    whole = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        tensor = value.detach().cpu().contiguous()
+        whole.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        # A view of a tensor without dimensions as bytes needs one to count them along.
+        whole.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()[:16]
 
 
 def _read(file: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Memory, load and power of an NVIDIA GPU through NVML."""
+"""Memory, load, power and energy of an NVIDIA GPU through NVML."""
 
 from __future__ import annotations
 
@@ -43,6 +43,16 @@ class GpuReader:
             _ask(nvml, lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
             _ask(nvml, lambda: float(nvml.nvmlDeviceGetPowerUsage(handle)) / 1000.0),
         )
+
+    def energy_joules(self) -> float | None:
+        """Return the energy since the driver was loaded; None where the driver does not say."""
+        if self.handle is None:
+            return None
+        nvml, handle = self.library, self.handle
+        joules: float | None = _ask(
+            nvml, lambda: float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000.0
+        )
+        return joules
 
     def close(self) -> None:
         """Give the library back."""

@@ -6,13 +6,16 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from causalprune.errors import InvalidArgumentError
 from causalprune.measures.counters import OpenCounters, open_counters, read_and_close
+from causalprune.measures.energy import EnergyMeter, open_energy
 from causalprune.measures.gpu import GpuReader, GpuSample, open_gpu
 
 __all__ = ["SystemMonitor", "SystemStatistics"]
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,15 @@ class SystemStatistics:
         Hardware events of this process in user space during the block.
     counters_reason : str or None
         Why any of the above is None.
+    cpu_energy_joules : float or None
+        Of all processor packages of the machine during the block
+        (:func:`~causalprune.measures.energy.open_energy`).
+    energy_reason : str or None
+        Why it is None.
     gpu_memory_bytes, gpu_load_percent, gpu_power_watts : float or None
         Means over the samples, of the first GPU.
+    gpu_energy_joules : float or None
+        Of the first GPU during the block.
     gpu_reason : str or None
         Why any of the GPU's figures is None.
     """
@@ -48,9 +58,12 @@ class SystemStatistics:
     l1d_misses: int | None = None
     llc_misses: int | None = None
     counters_reason: str | None = None
+    cpu_energy_joules: float | None = None
+    energy_reason: str | None = None
     gpu_memory_bytes: float | None = None
     gpu_load_percent: float | None = None
     gpu_power_watts: float | None = None
+    gpu_energy_joules: float | None = None
     gpu_reason: str | None = None
 
     def as_row(self) -> dict[str, Any]:
@@ -75,6 +88,8 @@ class _Probes:
     switches: int | None
     counters: OpenCounters
     gpu: GpuReader
+    gpu_joules: float | None
+    energy: EnergyMeter
     samples: list[_Sample] = field(default_factory=list)
 
 
@@ -110,7 +125,9 @@ class SystemMonitor:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self.statistics = SystemStatistics(
-            counters_reason="the block has not ended", gpu_reason="the block has not ended"
+            counters_reason="the block has not ended",
+            energy_reason="the block has not ended",
+            gpu_reason="the block has not ended",
         )
 
     def __enter__(self) -> SystemMonitor:
@@ -118,7 +135,10 @@ class SystemMonitor:
         process = psutil.Process() if psutil else None
         if psutil:
             psutil.cpu_percent(None)  # the first call starts the clock and returns nothing useful
-        probes = _Probes(process, _switches(process), open_counters(), open_gpu())
+        gpu = open_gpu()
+        probes = _Probes(
+            process, _switches(process), open_counters(), gpu, gpu.energy_joules(), open_energy()
+        )
         self._probes = probes
         self._stop.clear()
         self._thread = threading.Thread(
@@ -138,14 +158,14 @@ class SystemMonitor:
             return
         self._stop.set()
         thread.join()
-        probes.samples.append(_read(probes.gpu))
+        _sample(probes)
         self.statistics = _summarise(probes)
         probes.gpu.close()
         self._probes = self._thread = None
 
     def _sample_until_stopped(self, probes: _Probes) -> None:
         while not self._stop.wait(self._interval_s):
-            probes.samples.append(_read(probes.gpu))
+            _sample(probes)
 
 
 def _psutil() -> Any:
@@ -161,6 +181,11 @@ def _switches(process: Any) -> int | None:
         return None
     count = process.num_ctx_switches()
     return int(count.voluntary + count.involuntary)
+
+
+def _sample(probes: _Probes) -> None:
+    probes.samples.append(_read(probes.gpu))
+    probes.energy.update()
 
 
 def _read(gpu: GpuReader) -> _Sample:
@@ -183,9 +208,7 @@ def _read(gpu: GpuReader) -> _Sample:
 def _summarise(probes: _Probes) -> SystemStatistics:
     samples = probes.samples
     events, event_reasons = read_and_close(probes.counters)
-    switches = _switches(probes.process)
-    if switches is not None and probes.switches is not None:
-        switches -= probes.switches
+    switches = _difference(_switches(probes.process), probes.switches)
     frequency = _mean(sample.cpu_frequency_mhz for sample in samples)
     reasons = _grouped_reasons(event_reasons)
     if probes.process is None:
@@ -193,10 +216,11 @@ def _summarise(probes: _Probes) -> SystemStatistics:
     elif frequency is None:
         reasons.append("cpu_frequency_mhz: the system does not say")
     readings = [sample.gpu for sample in samples if sample.gpu is not None]
-    gpu = {
+    gpu: dict[str, Any] = {
         "gpu_memory_bytes": _mean(reading.memory_bytes for reading in readings),
         "gpu_load_percent": _mean(reading.load_percent for reading in readings),
         "gpu_power_watts": _mean(reading.power_watts for reading in readings),
+        "gpu_energy_joules": _difference(probes.gpu.energy_joules(), probes.gpu_joules),
     }
     silent = [name for name, value in gpu.items() if value is None]
     gpu_reason = probes.gpu.reason
@@ -209,15 +233,11 @@ def _summarise(probes: _Probes) -> SystemStatistics:
         cpu_frequency_mhz=frequency,
         context_switches=switches,
         counters_reason="; ".join(reasons) or None,
-        gpu_memory_bytes=gpu["gpu_memory_bytes"],
-        gpu_load_percent=gpu["gpu_load_percent"],
-        gpu_power_watts=gpu["gpu_power_watts"],
+        cpu_energy_joules=probes.energy.joules(),
+        energy_reason=probes.energy.reason,
         gpu_reason=gpu_reason,
-        instructions=events["instructions"],
-        cycles=events["cycles"],
-        branch_misses=events["branch_misses"],
-        l1d_misses=events["l1d_misses"],
-        llc_misses=events["llc_misses"],
+        **gpu,
+        **events,
     )
 
 
@@ -226,6 +246,10 @@ def _grouped_reasons(reasons: dict[str, str]) -> list[str]:
     for name, reason in reasons.items():
         names_of.setdefault(reason, []).append(name)
     return [f"{', '.join(names)}: {reason}" for reason, names in names_of.items()]
+
+
+def _difference(after: Number | None, before: Number | None) -> Number | None:
+    return None if after is None or before is None else after - before
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -15,5 +15,6 @@ SMALL = RunConfig(
     test_limit=120,
     latency_repeats=2,
     latency_batch=2,
+    latency_batches=(7, 3),
     device="cpu",
 )

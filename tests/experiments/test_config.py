@@ -9,12 +9,15 @@ import pytest
 
 from causalprune.errors import InvalidArgumentError, RecordError
 from causalprune.experiments import RunConfig
+from causalprune.experiments.config import _ADDED_LATER
 from causalprune.experiments.design import derive_seed, trial_cells
 
 
 def test_round_trip_through_json() -> None:
     config = RunConfig(methods=("l1", "path"), ratios=(0.25, 0.0), train_limit=100, threads=2)
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    earlier = {name: value for name, value in config.to_dict().items() if name not in _ADDED_LATER}
+    assert RunConfig.from_dict(earlier) == config
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,9 @@ def test_round_trip_through_json() -> None:
         ({"retrain_learning_rate": "fast"}, "retrain_learning_rate"),
         ({"optimiser": "lion"}, "optimiser: expected one of adam, sgd"),
         ({"augment": "blur"}, "augment: expected one of none, crop_flip"),
+        ({"latency_batches": (0,)}, "latency_batches: expected at least 1, got 0"),
+        ({"latency_batches": (1.5,)}, "latency_batches: expected an integer, got 1.5"),
+        ({"latency_batches": (8, 16)}, r"latency_batches: .* only once, got \[16, 8, 16\]"),
         ({"device": "tpu"}, "device: expected auto, cpu, cuda"),
     ],
 )

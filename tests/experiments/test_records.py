@@ -15,6 +15,7 @@ import pytest
 import causalprune
 from causalprune.errors import RecordError
 from causalprune.experiments import records
+from causalprune.experiments.outputs import read_rows
 from causalprune.experiments.records import TRIAL_COLUMNS, append_trial, read_trials, write_json
 
 
@@ -49,6 +50,28 @@ def test_all_columns_are_there_in_their_order(tmp_path: Path) -> None:
     header = (tmp_path / "trials.csv").read_text().splitlines()[0]
     assert header.split(",") == [column.name for column in TRIAL_COLUMNS]
     assert len({column.name for column in TRIAL_COLUMNS}) == len(TRIAL_COLUMNS)
+
+
+def test_a_table_of_the_first_version_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    file = tmp_path / "trials.csv"
+    append_trial(file, [], _row(0))
+    first = [column.name for column in TRIAL_COLUMNS if column.since == 1]
+    later = [column for column in TRIAL_COLUMNS if column.since > 1]
+    assert later and all(column.since <= records.TABLE_VERSION for column in later)
+    pd.read_csv(file, dtype=str)[first].to_csv(file, index=False)
+    frame = read_trials(file)
+    assert sorted(frame.columns) == sorted(column.name for column in TRIAL_COLUMNS)
+    assert frame["ratio"].tolist() == [0.1]
+    for column in later:
+        assert frame[column.name].isna().all(), column.name
+    rows = read_rows(tmp_path)
+    append_trial(file, rows, _row(1, checkpoint_digest="ab", cpu_energy_joules=2.5))
+    again = read_trials(file)
+    assert again["cpu_energy_joules"].tolist()[1] == 2.5 and pd.isna(again["checkpoint_digest"][0])
+    assert list(again.columns) == [column.name for column in TRIAL_COLUMNS]
+    pd.read_csv(file, dtype=str).drop(columns="accuracy").to_csv(file, index=False)
+    with pytest.raises(RecordError, match=r"columns are missing: accuracy$"):
+        read_trials(file)
 
 
 def test_a_failed_write_leaves_the_old_table(

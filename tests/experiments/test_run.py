@@ -25,7 +25,7 @@ from causalprune.errors import (
 )
 from causalprune.experiments import RunConfig, RunResult, build_network, read_trials, run_experiment
 from causalprune.experiments.records import MEASURED_COLUMNS, TRIAL_COLUMNS
-from causalprune.experiments.weights import load_weights, save_weights
+from causalprune.experiments.weights import load_weights, save_weights, state_digest
 from causalprune.scoring import METHODS, Scores, register_method
 
 
@@ -46,6 +46,8 @@ def test_every_cell_has_a_complete_row(finished: RunResult) -> None:
     may_be_missing = {"error", "counters_reason", "gpu_reason", "gpu_memory_bytes"}
     may_be_missing |= {"gpu_load_percent", "gpu_power_watts", "cpu_frequency_mhz"}
     may_be_missing |= {"instructions", "cycles", "branch_misses", "l1d_misses", "llc_misses"}
+    may_be_missing |= {"cpu_energy_joules", "energy_reason", "gpu_energy_joules"}
+    may_be_missing |= {"peak_process_bytes", "peak_gpu_bytes", "peak_memory_reason"}
     for column in TRIAL_COLUMNS:
         assert column.name in may_be_missing or trials[column.name].notna().all(), column.name
     assert set(trials["assignment_probability"]) == {1 / 6}
@@ -81,6 +83,53 @@ def test_kept_units_explain_the_parameters(finished: RunResult) -> None:
         a, b, c, d = (kept[name] for name in ("conv1", "conv2", "fc1", "fc2"))
         parameters = 26 * a + b * (25 * a + 1) + c * (25 * b + 1) + d * (c + 1) + 10 * (d + 1)
         assert row["parameters"] == parameters
+
+
+def test_layers_explain_the_achieved_ratio(finished: RunResult) -> None:
+    total = {"conv1": 150, "conv2": 2_400, "fc1": 48_000, "fc2": 10_080, "fc3": 840}
+    for row in finished.trials.to_dict("records"):
+        gone, kept = json.loads(row["achieved_ratio_by_layer"]), json.loads(row["kept_units"])
+        assert list(gone) == list(total)
+        left = {
+            "conv1": 25 * kept["conv1"],
+            "conv2": 25 * kept["conv1"] * kept["conv2"],
+            "fc1": 25 * kept["conv2"] * kept["fc1"],
+            "fc2": kept["fc1"] * kept["fc2"],
+            "fc3": 10 * kept["fc2"],
+        }
+        for layer, share in gone.items():
+            assert share == pytest.approx(1 - left[layer] / total[layer], abs=1e-6)
+
+
+def test_costs_are_measured_as_the_row_says(finished: RunResult) -> None:
+    for row in finished.trials.to_dict("records"):
+        timed = json.loads(row["latency_by_batch"])
+        assert list(timed) == ["2", "7", "3"]
+        assert [timed["2"][name] for name in ("median_ms", "q25_ms", "q75_ms")] == [
+            row["latency_ms"],
+            row["latency_q25_ms"],
+            row["latency_q75_ms"],
+        ]
+        for timing in timed.values():
+            assert 0 < timing["q25_ms"] <= timing["median_ms"] <= timing["q75_ms"]
+        assert (row["latency_repeats"], row["latency_warmup"], row["block"]) == (2, 5, 0)
+        assert row["macs_counter"] == "torch.utils.flop_counter / 2"
+        process, gpu = row["peak_process_bytes"], row["peak_gpu_bytes"]
+        for name, value in (("peak_process_bytes", process), ("peak_gpu_bytes", gpu)):
+            assert pd.isna(value) == (name in str(row["peak_memory_reason"]))
+        assert pd.isna(process) or process >= row["parameter_bytes"] // 2
+        assert pd.isna(row["cpu_energy_joules"]) == pd.notna(row["energy_reason"])
+
+
+def test_checkpoints_are_named_by_their_weights(finished: RunResult) -> None:
+    digests = finished.trials.groupby("checkpoint")["checkpoint_digest"].unique()
+    for number, found in digests.items():
+        model = build_network("lenet5")
+        load_weights(model, finished.out / "checkpoints" / f"{number}.pt")
+        assert found.tolist() == [state_digest(model)]
+        model.get_parameter("fc3.bias").data[3] += 1e-3
+        assert state_digest(model) != found[0]
+    assert digests[0] != digests[1]
 
 
 def test_accuracies_are_of_the_saved_checkpoint(finished: RunResult) -> None:

@@ -18,9 +18,17 @@ import torch
 from causalprune.errors import DataError, InvalidArgumentError, RecordError, UnknownNameError
 from causalprune.experiments.networks import build_network
 from causalprune.experiments.prepared import filled_in, splits_of
-from causalprune.experiments.records import MEASURED_COLUMNS, TRIAL_COLUMNS, read_trials
-from causalprune.experiments.study import STUDY_COLUMNS, Study
+from causalprune.experiments.records import (
+    MEASURED_COLUMNS,
+    SHIFT_COLUMNS,
+    TRIAL_COLUMNS,
+    read_trials,
+)
+from causalprune.experiments.store import StudyStore
+from causalprune.experiments.store_workers import Worker
+from causalprune.experiments.study import STUDY_COLUMNS, Study, _described
 from causalprune.experiments.study_measures import potentials_of_trials
+from causalprune.experiments.study_spec import study_cells
 from causalprune.experiments.weights import load_weights
 
 TEXT = """\
@@ -68,6 +76,10 @@ def test_the_table_has_every_trial_and_column(finished: Study) -> None:
     assert set(frame["architecture"]) == {"lenet5", "lenet300"}
     by_network = frame.groupby("architecture")["assignment_probability"].unique()
     assert by_network["lenet5"] == [1 / 6] and by_network["lenet300"] == [1.0]
+    assert set(zip(frame["block"], frame["architecture"], strict=True)) == {
+        (0, "lenet5"),
+        (1, "lenet300"),
+    }
     assert (frame["achieved_ratio"][frame["ratio"] == 0.8] > 0.7).all()
     status = finished.status()
     assert (status.ok, status.failed, status.queued, status.running) == (7, 0, 0, 0)
@@ -184,6 +196,11 @@ def test_methods_for_single_weights_leave_zeros(tmp_path: Path) -> None:
     assert ((some["achieved_ratio"] - some["ratio"]).abs() < 0.01).all()
     assert (some["achieved_ratio_macs"] > 0.1).all()
     assert frame.groupby("architecture")["parameter_bytes"].nunique().eq(1).all()
+    assert frame["macs_counter"].str.contains("less the products with zero weights").all()
+    for row in some.to_dict("records"):
+        layers = json.loads(row["achieved_ratio_by_layer"])
+        assert len(layers) == {"lenet5": 5, "lenet300": 3}[row["architecture"]]
+        assert min(layers.values()) >= 0 and 0 < max(layers.values()) <= 1
     with pytest.raises(InvalidArgumentError, match="ratio_of"):
         study_in(tmp_path, text + "ratio_of: macs\n")
 
@@ -193,6 +210,34 @@ def test_another_study_in_the_folder_is_refused(finished: Study) -> None:
     with pytest.raises(RecordError, match="another study"):
         other.run(progress=False)
     assert len(finished.frame()) == 7
+
+
+def test_a_study_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
+    """Its store has neither the later fields of the study nor the later columns of the table."""
+    study = study_in(tmp_path)
+    described, cells = study.spec.to_dict(), study_cells(study.spec)
+    for block in described["blocks"]:
+        for name in ("optimiser", "augment", "latency_batches"):
+            del block[name]
+    first = tuple(column for column in TRIAL_COLUMNS if column.since == 1) + SHIFT_COLUMNS
+    trials = [_described(study.spec, entry) for entry in cells]
+    with StudyStore.create(study.folder, described, trials, columns=first) as store:
+        worker = Worker.here()
+        claimed = store.claim(worker)
+        assert claimed is not None
+        store.fail(claimed.trial, worker, "as it was then")
+    frame = study.run(progress=False, limit=2)
+    assert frame["status"].tolist() == ["failed", "ok", "ok"]
+    assert frame["checkpoint_digest"].isna().tolist() == [True, False, False]
+    with StudyStore.open(study.folder) as store:
+        assert "latency_batches" not in store.study["blocks"][0] and store.doctor() == []
+    long = pd.read_csv(study.export(tmp_path / "long.csv", by_shift=True))
+    assert list(long.columns) == [column.name for column in TRIAL_COLUMNS]
+    plain = long[(long["shift"] == "none") & (long["status"] == "ok")]
+    for name in ("block", "accuracy", "peak_process_bytes", "machine"):
+        assert plain[name].tolist() == frame[name].tolist()[1:], name
+    with pytest.raises(RecordError, match="another study"):
+        study_in(tmp_path, TEXT + "latency_batches: [5]\n").run(progress=False)
 
 
 def test_unknown_names(tmp_path: Path) -> None:

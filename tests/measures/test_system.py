@@ -41,6 +41,7 @@ def test_every_missing_counter_has_a_reason() -> None:
             assert getattr(statistics, name) > 0
     gpu = (statistics.gpu_memory_bytes, statistics.gpu_load_percent, statistics.gpu_power_watts)
     assert statistics.gpu_reason or None not in gpu
+    assert (statistics.cpu_energy_joules is None) == (statistics.energy_reason is not None)
 
 
 def test_an_error_in_the_block_passes_and_the_thread_ends() -> None:
@@ -85,6 +86,7 @@ def test_a_gpu_is_read_through_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
             nvmlDeviceGetMemoryInfo=lambda handle: types.SimpleNamespace(used=1_000),
             nvmlDeviceGetUtilizationRates=lambda handle: types.SimpleNamespace(gpu=25),
             nvmlDeviceGetPowerUsage=no_power,
+            nvmlDeviceGetTotalEnergyConsumption=lambda handle: 4_000,
         ),
     )
     with SystemMonitor() as monitor:
