@@ -102,7 +102,7 @@ def read_table(table: Any) -> pd.DataFrame:
 
 def _is_run_table(path: Path) -> bool:
     names = _read_file(path, lambda file: pd.read_csv(file, nrows=0)).columns
-    return {column.name for column in TRIAL_COLUMNS} <= set(names)
+    return {column.name for column in TRIAL_COLUMNS if column.since == 1} <= set(names)
 
 
 def _read_file(path: Path, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:

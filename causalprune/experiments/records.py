@@ -122,6 +122,7 @@ TRIAL_COLUMNS: tuple[Column, ...] = (
         "achieved_ratio_by_layer", "text", "JSON object: part of weights gone, by layer", since=2
     ),
     Column("macs_counter", "text", "how macs were counted", since=2),
+    Column("retrain_recipe", "text", "optimiser, largest step size, images a step", since=2),
     Column("latency_repeats", "int", "timed passes behind each latency", since=2),
     Column("latency_warmup", "int", "passes before the first timed one", since=2),
     Column(

@@ -153,12 +153,19 @@ def _what_was_set(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> dict[
         "latency_warmup": WARMUP,
         "threads": config.threads,
         "retrain_epochs": config.retrain_epochs,
+        "retrain_recipe": _recipe(config),
         "shift": "none",
         "accuracy_before": checkpoint.accuracy,
         "n_test": len(splits.test[1]),
         "split": splits.split,
         "machine": setting.machine,
     }
+
+
+def _recipe(config: RunConfig) -> str:
+    augmented = f", {config.augment}" if config.augment else ""
+    rate = config.learning_rates()[1]
+    return f"{config.optimiser}, learning rate {rate:g}, {config.batch_size} images{augmented}"
 
 
 @dataclass(frozen=True)
