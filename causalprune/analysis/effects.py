@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from causalprune.analysis.results import Contrast
+from causalprune.analysis.splines import curve_grid, natural_spline
 from causalprune.analysis.tables import DESIGN_COLUMNS
 
 Array = NDArray[np.float64]
@@ -22,9 +23,6 @@ CONFIDENCE = 0.95
 
 # A design covariate is dropped when it explains more than this share of the treatment.
 MAX_EXPLAINED = 0.95
-
-# Up to this many treatment levels get a spline knot each: no smoothness is assumed.
-MAX_KNOTS = 8
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def build_design(
     for name in (*adjustment, *(c for c in covariates if c not in adjustment)):
         block = _independent(base, _encode(frame[name]))
         wider = np.hstack([base, block.to_numpy(dtype=float)])
-        if name not in adjustment and _left_over(values, wider) < 1 - MAX_EXPLAINED:
+        if name not in adjustment and left_over(values, wider) < 1 - MAX_EXPLAINED:
             dropped.append(name)
             continue
         base = wider
@@ -137,7 +135,7 @@ def why_not_estimable(frame: pd.DataFrame, treatment: str, outcome: str, design:
             "that never varies carries no evidence for or against an effect."
         )
     base = np.column_stack([np.ones(len(frame)), design.columns.to_numpy(dtype=float)])
-    if _left_over(frame[treatment].to_numpy(dtype=float), base) < 1e-9:
+    if left_over(frame[treatment].to_numpy(dtype=float), base) < 1e-9:
         return (
             f"{treatment} is a linear function of {', '.join(design.adjustment)} in this "
             "table: their effects cannot be told apart."
@@ -167,10 +165,7 @@ def dose_response(
     sentence : str
     """
     values = frame[treatment].to_numpy(dtype=float)
-    levels = np.unique(values)
-    by_level = len(levels) <= MAX_KNOTS
-    knots = levels if by_level else np.unique(np.quantile(levels, np.linspace(0, 1, 6)))
-    grid = levels if by_level else np.linspace(levels[0], levels[-1], 10)
+    knots, grid, by_level = curve_grid(values)
     spline = natural_spline(values, knots)
     covariates = design.columns.to_numpy(dtype=float)
     matrix = np.column_stack([np.ones(len(frame)), spline, covariates])
@@ -184,7 +179,7 @@ def dose_response(
     quantile = _quantile(fit)
     contrasts = []
     for end, weight in zip(grid[1:], weights[1:], strict=True):
-        reason = _overlap_problem(frame, treatment, float(end), float(grid[0])) if by_level else ""
+        reason = overlap_problem(frame, treatment, float(end), float(grid[0])) if by_level else ""
         effect = float(weight @ slopes)
         margin = quantile * float(np.sqrt(max(0.0, weight @ covariance @ weight)))
         if reason:
@@ -307,32 +302,6 @@ def shuffle(values: Array, assignment: Assignment, rng: np.random.Generator) -> 
     return result[inverse]
 
 
-def natural_spline(values: Array, knots: Array) -> Array:
-    """Natural cubic spline basis without the constant.
-
-    Parameters
-    ----------
-    values : array [n]
-    knots : array [k], increasing, k >= 2
-
-    Returns
-    -------
-    array [n, k - 1]
-        The value itself and k - 2 curved columns, linear beyond the outer knots
-        (Hastie, Tibshirani & Friedman, The Elements of Statistical Learning, eq. 5.4).
-    """
-    # One scale for all knots keeps the cubes well conditioned.
-    span = knots[-1] - knots[0]
-    x, t = (values - knots[0]) / span, (knots - knots[0]) / span
-
-    def tail(k: int) -> Array:
-        cubes = np.maximum(x - t[k], 0) ** 3 - np.maximum(x - t[-1], 0) ** 3
-        return np.asarray(cubes / (t[-1] - t[k]))
-
-    curved = [tail(k) - tail(len(t) - 2) for k in range(len(t) - 2)]
-    return np.column_stack([x, *curved])
-
-
 def _encode(column: pd.Series[Any]) -> pd.DataFrame:
     name = str(column.name)
     if name not in {"checkpoint", "seed"} and pd.api.types.is_numeric_dtype(column):
@@ -344,13 +313,13 @@ def _encode(column: pd.Series[Any]) -> pd.DataFrame:
 def _independent(base: Array, block: pd.DataFrame) -> pd.DataFrame:
     kept: list[str] = []
     for name in block.columns:
-        if _left_over(block[name].to_numpy(dtype=float), base) > 1e-9:
+        if left_over(block[name].to_numpy(dtype=float), base) > 1e-9:
             base = np.column_stack([base, block[name].to_numpy(dtype=float)])
             kept.append(name)
     return block[kept]
 
 
-def _left_over(values: Array, base: Array) -> float:
+def left_over(values: Array, base: Array) -> float:
     """Share of the centred sum of squares of `values` outside the span of `base`."""
     total = float(np.sum((values - values.mean()) ** 2))
     if total == 0:
@@ -359,7 +328,8 @@ def _left_over(values: Array, base: Array) -> float:
     return float(np.sum((values - fitted) ** 2)) / total
 
 
-def _overlap_problem(frame: pd.DataFrame, treatment: str, end: float, start: float) -> str:
+def overlap_problem(frame: pd.DataFrame, treatment: str, end: float, start: float) -> str:
+    """Say which of two levels not every checkpoint has seen; empty where all have."""
     everyone = set(frame["checkpoint"])
     for level in (start, end):
         seen = set(frame.loc[frame[treatment] == level, "checkpoint"])

@@ -1,0 +1,87 @@
+"""What the estimators beside the main one share: covariates, steps, sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from causalprune.analysis import effects
+from causalprune.analysis.clustered import Estimate
+from causalprune.analysis.results import Finding
+from causalprune.analysis.tables import Trials
+from causalprune.analysis.wording import amount, span
+
+__all__ = ["covariates_of", "found", "refused", "said", "step_of"]
+
+NAN = float("nan")
+
+
+def step_of(treatment: str) -> float:
+    """Return the step that slopes are told for: 0.1 of a ratio, 1 of anything else.
+
+    Examples
+    --------
+    >>> step_of("ratio"), step_of("retrain_epochs")
+    (0.1, 1.0)
+    """
+    return 0.1 if "ratio" in treatment else 1.0
+
+
+def covariates_of(
+    trials: Trials, treatment: str, adjustment: Sequence[str] = (), *, but: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return the numeric covariates of the main estimate, without those named in `but`.
+
+    Columns of the design where the experiment assigned the treatment, and only what the graph
+    asks for (`adjustment`) where it did not.
+    """
+    frame = trials.frame
+    needed = [c for c in adjustment if c not in but and frame[c].nunique(dropna=False) > 1]
+    blocks = effects.design_blocks(frame, treatment) if trials.designed else ()
+    wanted = [c for c in blocks if c not in but]
+    return effects.build_design(frame, treatment, needed, wanted).columns
+
+
+def said(outcome: str, estimate: Estimate) -> str:
+    """Return an estimate with its interval in words.
+
+    Examples
+    --------
+    >>> said("accuracy_loss", Estimate(0.01, -0.01, 0.03, 0.3))
+    '1.00 points (95 % interval −1.00 to 3.00), not to be told from none'
+    """
+    text = f"{amount(outcome, estimate.value)} (95 % interval "
+    text += f"{span(outcome, estimate.low, estimate.high)})"
+    return text + (", not to be told from none" if estimate.covers(0.0) else "")
+
+
+def found(
+    question: str,
+    contrast: str,
+    estimator: str,
+    estimate: Estimate,
+    *,
+    outcome: str,
+    n_clusters: int,
+    sentence: str,
+) -> Finding:
+    """Return the finding of an estimate."""
+    return Finding(
+        question,
+        contrast,
+        estimator,
+        estimate.value,
+        estimate.low,
+        estimate.high,
+        outcome,
+        n_clusters,
+        sentence,
+    )
+
+
+def refused(
+    question: str, contrast: str, estimator: str, reason: str, *, outcome: str, n_clusters: int
+) -> Finding:
+    """Return the finding that there is no number, and why."""
+    return Finding(question, contrast, estimator, NAN, NAN, NAN, outcome, n_clusters, reason=reason)
