@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["ClusteredFit", "Estimate", "fit_clustered", "holm", "mean_over_networks"]
+__all__ = ["ClusteredFit", "Estimate", "fit_clustered", "holm", "mean_over_networks", "t_estimate"]
 
 Array = NDArray[np.float64]
 
@@ -55,7 +55,7 @@ class ClusteredFit:
         """
         variance = float(weights @ self.covariance @ weights)
         counted = self.clusters if clusters is None else clusters
-        return _t_estimate(float(weights @ self.params), max(0.0, variance) ** 0.5, counted)
+        return t_estimate(float(weights @ self.params), max(0.0, variance) ** 0.5, counted)
 
     def test_of(self, restrictions: Array) -> float:
         """Return the p-value of ``restrictions @ params == 0``; NaN with too few clusters.
@@ -131,7 +131,7 @@ def mean_over_networks(values: Array) -> Estimate:
     0.2
     """
     error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return _t_estimate(float(np.mean(values)), error, len(values))
+    return t_estimate(float(np.mean(values)), error, len(values))
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -151,7 +151,8 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted
 
 
-def _t_estimate(value: float, error: float, clusters: int) -> Estimate:
+def t_estimate(value: float, error: float, clusters: int) -> Estimate:
+    """Return a t interval with clusters - 1 degrees of freedom from a standard error."""
     margin = float(stats.t.ppf(0.5 + CONFIDENCE / 2, clusters - 1)) * error
     # Equal differences everywhere leave no error to divide by.
     p = float(2 * stats.t.sf(abs(value) / error, clusters - 1)) if error > 0 else float(value == 0)

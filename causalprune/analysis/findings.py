@@ -49,11 +49,11 @@ def said(outcome: str, estimate: Estimate) -> str:
     Examples
     --------
     >>> said("accuracy_loss", Estimate(0.01, -0.01, 0.03, 0.3))
-    '1.00 points (95 % interval −1.00 to 3.00), not to be told from none'
+    '1.00 points (95 % interval −1.00 to 3.00; not to be told from none)'
     """
-    text = f"{amount(outcome, estimate.value)} (95 % interval "
-    text += f"{span(outcome, estimate.low, estimate.high)})"
-    return text + (", not to be told from none" if estimate.covers(0.0) else "")
+    doubt = "; not to be told from none" if estimate.covers(0.0) else ""
+    interval = span(outcome, estimate.low, estimate.high)
+    return f"{amount(outcome, estimate.value)} (95 % interval {interval}{doubt})"
 
 
 def found(
