@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from causalprune.analysis import effects, gate, identification, iisc, refutations
+from causalprune.analysis import effects, further, gate, identification, iisc, refutations
 from causalprune.analysis.falsification import falsify
 from causalprune.analysis.graphs import COST_OUTCOMES, accuracy_graph, check_graph, cost_graph
 from causalprune.analysis.results import AnalysisResult
@@ -31,6 +32,7 @@ __all__ = ["analyze"]
 
 PRESETS = ("iisc",)
 DEFAULT_SIMULATIONS = 100
+DEFAULT_SECONDS = 120.0
 
 
 def analyze(
@@ -44,6 +46,7 @@ def analyze(
     seed: int = 0,
     progress: bool = False,
     n_simulations: int = DEFAULT_SIMULATIONS,
+    time_budget_s: float = DEFAULT_SECONDS,
 ) -> AnalysisResult:
     """Estimate what pruning did in a table of trials, and try to refute it.
 
@@ -86,6 +89,10 @@ def analyze(
         Show a progress bar.
     n_simulations : int
         Simulations of each refuter; 0 leaves the refuters out.
+    time_budget_s : float
+        Seconds for what is asked beside the main effect (dose-response by LinearDML, methods,
+        levels, mediation, instrument, causal forest); nothing new begins after them. 0 leaves
+        it all out.
 
     Returns
     -------
@@ -112,7 +119,7 @@ def analyze(
     ...      "accuracy_loss": 0.05 * r + 0.002 * rng.standard_normal()}
     ...     for c in range(4) for m in ("path", "random") for r in (0.0, 0.3, 0.6, 0.9)
     ... ]
-    >>> result = analysis.analyze(pd.DataFrame(rows), n_simulations=20)
+    >>> result = analysis.analyze(pd.DataFrame(rows), n_simulations=20, time_budget_s=0)
     >>> bool(result.interval[0] < 0.005 < result.interval[1])
     True
     >>> [item.name for item in result.refutations][:4]
@@ -120,7 +127,7 @@ def analyze(
     >>> result.doubts
     ()
     """
-    _check_arguments(treatment, outcome, preset, thresholds, seed, n_simulations)
+    _check_arguments(treatment, outcome, preset, thresholds, seed, n_simulations, time_budget_s)
     if preset is not None and graph is not None:
         raise InvalidArgumentError(f"graph: preset={preset!r} has its own; expected None")
     frame = read_table(table)
@@ -133,9 +140,21 @@ def analyze(
     check_treatment(trials.frame, treatment)
     if graph is not None:
         check_graph(graph, trials.frame.columns, treatment, outcome)
-    with _progress(progress, "causal analysis", 14) as advance:
+    with _progress(progress, "causal analysis", 14 + further.STEPS) as advance:
         chosen = graph if graph is not None else _graph(trials, outcome)
-        return _analyze_design(trials, treatment, outcome, chosen, seed, n_simulations, advance)
+        result = _analyze_design(trials, treatment, outcome, chosen, seed, n_simulations, advance)
+        if not result.estimable or not time_budget_s:
+            return result
+        findings = further.further_findings(
+            trials,
+            treatment,
+            outcome,
+            seed,
+            time_budget_s,
+            advance,
+            adjustment=result.adjustment,
+        )
+        return replace(result, findings=findings)
 
 
 def _check_arguments(
@@ -145,7 +164,12 @@ def _check_arguments(
     thresholds: Mapping[str, float] | None,
     seed: int,
     n_simulations: int,
+    time_budget_s: float,
 ) -> None:
+    if isinstance(time_budget_s, bool) or not isinstance(time_budget_s, (int, float)):
+        raise InvalidArgumentError(f"time_budget_s: expected seconds, got {time_budget_s!r}")
+    if not time_budget_s >= 0:
+        raise InvalidArgumentError(f"time_budget_s: expected at least 0, got {time_budget_s}")
     if preset is not None and preset not in PRESETS:
         raise UnknownNameError("preset", preset, PRESETS)
     if preset is None and thresholds is not None:

@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 
 from causalprune.analysis import effects
 from causalprune.analysis.clustered import Estimate, fit_clustered
+from causalprune.analysis.evidence import Finding
 from causalprune.analysis.findings import covariates_of, found, refused, said, step_of
 from causalprune.analysis.heterogeneity import (
     MODIFIERS,
@@ -26,7 +27,6 @@ from causalprune.analysis.known_design import (
     is_known_design,
     last_columns,
 )
-from causalprune.analysis.results import Finding
 from causalprune.analysis.tables import Trials
 from causalprune.analysis.wording import MINUS, amount, name_of
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from causalprune.analysis import effects
 from causalprune.analysis.clustered import ClusteredFit, Estimate, fit_clustered
+from causalprune.analysis.evidence import Finding
 from causalprune.analysis.findings import covariates_of, found, refused, said
 from causalprune.analysis.known_design import (
     expected_features,
@@ -19,7 +20,6 @@ from causalprune.analysis.known_design import (
     is_known_design,
     last_columns,
 )
-from causalprune.analysis.results import Finding
 from causalprune.analysis.splines import curve_grid, natural_spline
 from causalprune.analysis.tables import Trials
 from causalprune.analysis.wording import name_of, span

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from causalprune.analysis.results import Contrast
+from causalprune.analysis.evidence import Contrast
 from causalprune.analysis.splines import curve_grid, natural_spline
 from causalprune.analysis.tables import DESIGN_COLUMNS
 

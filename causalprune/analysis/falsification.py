@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from causalprune.analysis.results import Independence
+from causalprune.analysis.evidence import Independence
 from causalprune.analysis.tables import Trials
 from causalprune.errors import InvalidArgumentError
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from causalprune.analysis import effects
 from causalprune.analysis.clustered import Estimate, fit_clustered
+from causalprune.analysis.evidence import Finding
 from causalprune.analysis.findings import covariates_of, found, refused, said, step_of
-from causalprune.analysis.results import Finding
 from causalprune.analysis.tables import Trials
 from causalprune.analysis.wording import FEW_CLUSTERS, name_of, p_text
 

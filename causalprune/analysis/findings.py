@@ -8,7 +8,7 @@ import pandas as pd
 
 from causalprune.analysis import effects
 from causalprune.analysis.clustered import Estimate
-from causalprune.analysis.results import Finding
+from causalprune.analysis.evidence import Finding
 from causalprune.analysis.tables import Trials
 from causalprune.analysis.wording import amount, span
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from causalprune.analysis.causal_forest import causal_forest
 from causalprune.analysis.double_ml import double_ml
+from causalprune.analysis.evidence import Finding
 from causalprune.analysis.few_networks import few_networks
 from causalprune.analysis.findings import refused
 from causalprune.analysis.heterogeneity import heterogeneity
 from causalprune.analysis.instrument import instrument
 from causalprune.analysis.mediation import mediation
 from causalprune.analysis.method_effects import method_effects
-from causalprune.analysis.results import Finding
 from causalprune.analysis.tables import Trials
 from causalprune.errors import MissingDependencyError
 

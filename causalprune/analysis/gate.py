@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 
 from causalprune.analysis import effects
+from causalprune.analysis.evidence import Refutation
 from causalprune.analysis.graphs import COST_OUTCOMES
 from causalprune.analysis.refutations import SUBSET_SHARE, Target
-from causalprune.analysis.results import Refutation
 from causalprune.analysis.sensitivity import robustness
+from causalprune.analysis.splines import MAX_KNOTS
 from causalprune.analysis.tables import Trials
 from causalprune.analysis.wording import amount, p_text, percent, span, unit_of
 
@@ -230,7 +231,7 @@ def overlap(attack: Attack) -> Refutation:
     rule = "every architecture, data set and method has trials at every level of the treatment"
     frame, treatment = attack.trials.frame, attack.target.treatment
     values = frame[treatment]
-    if values.nunique() > effects.MAX_KNOTS:
+    if values.nunique() > MAX_KNOTS:
         levels = pd.qcut(values, RATIO_BINS, duplicates="drop").astype(str)
     else:
         levels = values.map(lambda value: f"{value:g}")

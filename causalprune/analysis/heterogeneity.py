@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from causalprune.analysis import effects
 from causalprune.analysis.clustered import Estimate, fit_clustered, holm
+from causalprune.analysis.evidence import Finding
 from causalprune.analysis.findings import covariates_of, found, refused, said, step_of
-from causalprune.analysis.results import Finding
 from causalprune.analysis.tables import Trials
 from causalprune.analysis.wording import name_of, p_text
 from causalprune.experiments.shift_rows import has_shift_rows, rows_by_shift

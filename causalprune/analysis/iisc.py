@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from causalprune.analysis import identification
+from causalprune.analysis.evidence import Refutation
 from causalprune.analysis.graphs import iisc_graph
-from causalprune.analysis.results import AnalysisResult, Refutation
+from causalprune.analysis.results import AnalysisResult
 from causalprune.analysis.tables import Trials
 from causalprune.analysis.wording import amount, derivative, number, p_text
 from causalprune.errors import InvalidArgumentError

@@ -9,8 +9,8 @@ import numpy as np
 
 from causalprune.analysis import effects
 from causalprune.analysis.clustered import fit_clustered
+from causalprune.analysis.evidence import Finding
 from causalprune.analysis.findings import covariates_of, found, refused, said, step_of
-from causalprune.analysis.results import Finding
 from causalprune.analysis.tables import Trials
 from causalprune.analysis.wording import name_of
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from causalprune.analysis import effects
 from causalprune.analysis.clustered import Estimate, t_estimate
+from causalprune.analysis.evidence import Finding
 from causalprune.analysis.findings import found, refused, said
-from causalprune.analysis.results import Finding
 from causalprune.analysis.tables import DESIGN_COLUMNS, Trials
 from causalprune.analysis.wording import name_of, percent
 

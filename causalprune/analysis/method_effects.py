@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from causalprune.analysis import effects
 from causalprune.analysis.clustered import Estimate, holm, mean_over_networks
+from causalprune.analysis.evidence import Finding
 from causalprune.analysis.findings import covariates_of, found, refused, said
 from causalprune.analysis.known_design import import_econml, known_propensity, propensities
-from causalprune.analysis.results import Finding
 from causalprune.analysis.tables import DESIGN_COLUMNS, Trials
 from causalprune.analysis.wording import name_of, p_text
 from causalprune.errors import UnknownNameError

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from causalprune.analysis import identification
 from causalprune.analysis.effects import Assignment, shuffled_slopes, two_sided
-from causalprune.analysis.results import Refutation
+from causalprune.analysis.evidence import Refutation
 from causalprune.analysis.wording import amount, percent, span, unit_of
 
 PLACEBO_SHARE = 0.10

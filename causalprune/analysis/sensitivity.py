@@ -9,8 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from causalprune.analysis.effects import Design
+from causalprune.analysis.evidence import Refutation
 from causalprune.analysis.refutations import Target
-from causalprune.analysis.results import Refutation
 from causalprune.analysis.wording import amount, percent
 
 __all__ = ["e_value", "robustness", "robustness_value"]

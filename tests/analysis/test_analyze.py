@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import subprocess
 import sys
@@ -11,8 +12,12 @@ import pandas as pd
 import pytest
 from simulated_trials import RATIOS, confounded, simulate, true_loss, write_run
 
-from causalprune.analysis import AnalysisResult, analyze
+from causalprune import analysis
+from causalprune.analysis import AnalysisResult
 from causalprune.errors import InvalidArgumentError, RecordError, UnknownNameError
+
+# What is asked beside the main effect has tests of its own.
+analyze = functools.partial(analysis.analyze, time_budget_s=0)
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +251,18 @@ def test_checkpoint_numbers_of_two_networks_are_two_networks() -> None:
     both = analyze(pd.concat([small, other], ignore_index=True), n_simulations=0)
     assert both.n_clusters == 6 and "architecture" in both.design_covariates
     assert analyze(small, n_simulations=0).n_clusters == 3
+
+
+def test_what_is_asked_beside_the_main_effect():
+    result = analysis.analyze(simulate(1, checkpoints=6), n_simulations=0)
+    asked = {finding.question for finding in result.findings}
+    assert {"dose-response", "method", "by method", "target to achieved", "few networks"} <= asked
+    assert all(finding.sentence or finding.reason for finding in result.findings)
+    assert AnalysisResult.from_json(result.to_json()).to_json() == result.to_json()
+    assert "l1 instead of random" in result.summary()
+
+
+@pytest.mark.parametrize("seconds", [-1, "long", float("nan"), True])
+def test_a_time_budget_is_a_time(seconds):
+    with pytest.raises(InvalidArgumentError, match="time_budget_s"):
+        analyze(simulate(1), time_budget_s=seconds)
