@@ -141,6 +141,22 @@ def confounded(seed: int = 0, *, checkpoints: int = 30) -> pd.DataFrame:
     return frame
 
 
+def confounded_by_quality(seed: int = 0, *, checkpoints: int = 40) -> pd.DataFrame:
+    """An imported table: better networks were pruned harder and would have lost less anyway.
+
+    The ratio does nothing; adjusting for ``accuracy_before`` would repair the estimate.
+    """
+    rng = np.random.default_rng(seed)
+    table = simulate(
+        seed, checkpoints=checkpoints, methods=("path",), ratios=(0.0, 0.4, 0.8), size=0
+    )
+    quality = rng.standard_normal(checkpoints)[table["checkpoint"]]
+    table["accuracy_before"] = 0.9 + 0.02 * quality
+    table["ratio"] = np.clip(0.5 + 0.2 * quality + 0.1 * rng.standard_normal(len(table)), 0, 0.95)
+    table["accuracy_loss"] = 0.03 - 0.01 * quality + 0.004 * rng.standard_normal(len(table))
+    return table.assign(assignment="observed")
+
+
 def write_run(folder: Path, table: pd.DataFrame, *, seed: int = 0) -> Path:
     """Write the files a run leaves behind, scores included."""
     folder.mkdir(parents=True, exist_ok=True)

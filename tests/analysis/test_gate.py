@@ -8,7 +8,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
-from simulated_trials import confounded, simulate
+from simulated_trials import confounded, confounded_by_quality, simulate
 from statsmodels.regression.linear_model import OLS
 
 from causalprune.analysis import AnalysisResult, Refutation, analyze
@@ -18,17 +18,6 @@ from causalprune.errors import InvalidArgumentError
 
 def named(result: AnalysisResult, name: str) -> Refutation:
     return next(item for item in result.refutations if item.name == name)
-
-
-def by_base_accuracy(seed: int, *, networks: int = 40) -> pd.DataFrame:
-    """An imported table: better networks were pruned harder and would have lost less anyway."""
-    rng = np.random.default_rng(seed)
-    table = simulate(seed, checkpoints=networks, methods=("path",), ratios=(0.0, 0.4, 0.8), size=0)
-    quality = rng.standard_normal(networks)[table["checkpoint"]]
-    table["accuracy_before"] = 0.9 + 0.02 * quality
-    table["ratio"] = np.clip(0.5 + 0.2 * quality + 0.1 * rng.standard_normal(len(table)), 0, 0.95)
-    table["accuracy_loss"] = 0.03 - 0.01 * quality + 0.004 * rng.standard_normal(len(table))
-    return table.assign(assignment="observed")
 
 
 def test_a_sound_experiment_goes_through() -> None:
@@ -56,7 +45,7 @@ def test_confounding_without_a_trace_is_caught_by_what_is_not_said() -> None:
 def test_confounding_by_the_quality_of_networks_is_caught_by_the_negative_control() -> None:
     # Adjusting for the accuracy before pruning would repair it: a graph that does not.
     graph = nx.DiGraph([("ratio", "accuracy_loss")])
-    result = analyze(by_base_accuracy(3), graph=graph, n_simulations=30)
+    result = analyze(confounded_by_quality(3), graph=graph, n_simulations=30)
     assert result.interval[1] < 0  # the truth is zero
     control = named(result, "negative-control outcome")
     assert control.passed is False and control.low > 0 and "confounded" in control.sentence
