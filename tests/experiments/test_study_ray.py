@@ -60,6 +60,7 @@ def study_in(folder: Path) -> Study:
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The folder of the script's study, and what it saw."""
+    pytest.importorskip("psutil", reason="psutil is not installed (causalprune[system])")
     folder = tmp_path_factory.mktemp("ray")
     study_in(folder)
     (folder / "wide.yaml").write_text(TEXT + "threads: 64\n")
@@ -68,7 +69,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert ended.returncode == 0, ended.stdout[-4000:]
     return folder, json.loads((folder / "seen.json").read_text())
@@ -81,7 +82,7 @@ def test_with_a_node_killed_the_table_is_that_of_the_local_executor(
     folder, seen = disturbed
     assert seen["after"] == "none" and seen["after counts"] == [5, 4, 0, 0]
     _, _, running, _ = seen["counts when killed"]
-    assert running >= 2  # one on either node
+    assert running == 3  # one on either node, and one that waits
     local = study_in(folder).run(progress=False)
     cluster = Study.open(folder / "cluster")
     frame = cluster.frame()
