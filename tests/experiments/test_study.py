@@ -231,8 +231,8 @@ def test_a_study_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
     assert frame["checkpoint_digest"].isna().tolist() == [True, False, False]
     with StudyStore.open(study.folder) as store:
         assert "latency_batches" not in store.study["blocks"][0] and store.doctor() == []
-    written = study.export(tmp_path / "long.csv", by_shift=True)
-    long = pd.read_csv(written, float_precision="round_trip")
+    file = study.export(tmp_path / "long.csv", by_shift=True)
+    long = pd.read_csv(file, float_precision="round_trip")
     assert list(long.columns) == [column.name for column in TRIAL_COLUMNS]
     plain = long[(long["shift"] == "none") & (long["status"] == "ok")]
     for name in ("block", "accuracy", "peak_process_bytes", "machine"):
