@@ -134,12 +134,13 @@ def _table(spec: StudySpec, folder: Path, console: Console) -> Iterator[None]:
                 live.update(drawn, refresh=True)
 
         def keep_drawing() -> None:
-            pause = 0.0
+            pause = _PAUSE_SECONDS
             while not over.wait(pause):
-                start = time.monotonic()
+                start = time.thread_time()
                 draw()
-                pause = max(_PAUSE_SECONDS, (time.monotonic() - start) / _SHARE)
+                pause = max(_PAUSE_SECONDS, (time.thread_time() - start) / _SHARE)
 
+        draw()
         thread = threading.Thread(target=keep_drawing, name="table of the study", daemon=True)
         thread.start()
         try:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from experiments.study_cases import repeatable, study_in
 
 from causalprune.errors import DataError, InvalidArgumentError, RecordError, UnknownNameError
 from causalprune.experiments.networks import build_network
 from causalprune.experiments.prepared import filled_in, splits_of
 from causalprune.experiments.records import (
-    MEASURED_COLUMNS,
     SHIFT_COLUMNS,
     TRIAL_COLUMNS,
     read_trials,
@@ -50,23 +45,11 @@ blocks:
 """
 
 
-def study_in(folder: Path, text: str = TEXT) -> Study:
-    file = folder / "small.yaml"
-    file.write_text(text)
-    return Study.from_file(file)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    study = study_in(tmp_path_factory.mktemp("study"))
+    study = study_in(tmp_path_factory.mktemp("study"), TEXT)
     study.run(progress=False)
     return study
-
-
-def repeatable(frame: pd.DataFrame) -> pd.DataFrame:
-    """What must not depend on the machine's state, by trial."""
-    kept = [column for column in frame.columns if column not in (*MEASURED_COLUMNS, "order")]
-    return frame.sort_values("trial")[kept].reset_index(drop=True)
 
 
 def test_the_table_has_every_trial_and_column(finished: Study) -> None:
@@ -145,34 +128,11 @@ def test_running_again_changes_nothing(finished: Study) -> None:
 
 
 def test_in_parts_it_is_the_same_table(finished: Study, tmp_path: Path) -> None:
-    study = study_in(tmp_path)
+    study = study_in(tmp_path, TEXT)
     assert len(study.run(progress=False, limit=3)) == 3
     assert study.status().queued == 4
     frame = Study.open(study.folder).run(progress=False)
     pd.testing.assert_frame_equal(repeatable(frame), repeatable(finished.frame()))
-
-
-def test_killed_at_random_moments_by_two_processes(finished: Study, tmp_path: Path) -> None:
-    study = study_in(tmp_path)
-    command = [sys.executable, "-m", "causalprune", "study", "run", str(tmp_path / "small.yaml")]
-
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-    moments = random.Random(7)
-    for _ in range(3):
-        both = [start(), start()]
-        time.sleep(moments.uniform(3, 8))
-        for process in both:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-    last = start()
-    output, _ = last.communicate()
-    assert last.returncode == 0, output.decode()
-    frame = study.frame()
-    assert sorted(frame["trial"]) == list(range(7))
-    pd.testing.assert_frame_equal(repeatable(frame), repeatable(finished.frame()))
-    assert study.doctor() == []
 
 
 def test_a_method_that_fails_is_a_failed_trial(tmp_path: Path) -> None:
@@ -214,7 +174,7 @@ def test_another_study_in_the_folder_is_refused(finished: Study) -> None:
 
 def test_a_study_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
     """Its store has neither the later fields of the study nor the later columns of the table."""
-    study = study_in(tmp_path)
+    study = study_in(tmp_path, TEXT)
     described, cells = study.spec.to_dict(), study_cells(study.spec)
     for block in described["blocks"]:
         for name in ("optimiser", "augment", "latency_batches"):
@@ -251,7 +211,7 @@ def test_unknown_names(tmp_path: Path) -> None:
 
 
 def test_the_plan_runs_nothing(tmp_path: Path) -> None:
-    study = study_in(tmp_path)
+    study = study_in(tmp_path, TEXT)
     first, *_, last = study.plan()
     assert "7 trials in random order" in first and "minutes" in last and "MB" in last
     assert not study.folder.exists()
