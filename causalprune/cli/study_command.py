@@ -134,6 +134,20 @@ def potential(
 
 
 @study.command()
+def columns() -> None:
+    """List the columns of a study's table: name, kind of value, what it is."""
+    with errors_in_one_line():
+        from causalprune.experiments.study import STUDY_COLUMNS
+
+        console = Console()
+        for column in STUDY_COLUMNS:
+            told = f"{column.name} ({column.kind}): {column.description}"
+            if column.measured:
+                told += "; differs from run to run"
+            console.print(told, soft_wrap=True, highlight=False, markup=False)
+
+
+@study.command()
 def doctor(folder: _Folder) -> None:
     """Check the records: the database, artefacts, trials of processes that are gone."""
     with errors_in_one_line():

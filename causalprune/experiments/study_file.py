@@ -15,10 +15,10 @@ from causalprune.errors import DataError, InvalidArgumentError
 from causalprune.experiments.config import RunConfig
 from causalprune.experiments.study_spec import Shift, StudySpec
 
-__all__ = ["read_study_file"]
+__all__ = ["STUDY_KEYS", "read_study_file"]
 
 _RUN_KEYS = tuple(entry.name for entry in fields(RunConfig))
-_STUDY_KEYS = ("name", "blocks", "design", "draws", "shifts")
+STUDY_KEYS = ("name", "blocks", "design", "draws", "shifts")
 _LISTS = ("methods", "ratios", "shifts", "latency_batches")
 
 
@@ -73,7 +73,7 @@ def read_study_file(path: str | os.PathLike[str]) -> StudySpec:
         raise DataError(f"{file.name}{line}: not YAML: {problem}") from error
     if not isinstance(root, yaml.MappingNode):
         raise DataError(f"{file.name}: expected a mapping of keys to values")
-    _check_keys(file.name, root, (*_STUDY_KEYS, *_RUN_KEYS))
+    _check_keys(file.name, root, (*STUDY_KEYS, *_RUN_KEYS))
     blocks_node = next((v for k, v in root.value if k.value == "blocks"), None)
     for node in getattr(blocks_node, "value", ()):
         if not isinstance(node, yaml.MappingNode):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +12,10 @@ from cli.refusals import refusal
 from typer.testing import CliRunner, Result
 
 from causalprune.cli import app
+from causalprune.experiments.config import RunConfig
+from causalprune.experiments.study import STUDY_COLUMNS, Study
+from causalprune.experiments.study_file import STUDY_KEYS
+from causalprune.experiments.study_spec import study_cells
 
 TEXT = """\
 methods: [l1]
@@ -82,3 +88,38 @@ def test_a_typing_error_is_named_with_its_line(tmp_path: Path) -> None:
     file.write_text(TEXT.replace("latency_repeats", "latency_repeat"))
     said = refusal(_run("run", file))
     assert "line 9" in said and "did you mean 'latency_repeats'?" in said
+
+
+def test_every_column_is_explained() -> None:
+    listed = _run("columns")
+    lines = dict(line.split(" (", 1) for line in listed.output.splitlines())
+    assert listed.exit_code == 0 and list(lines) == [column.name for column in STUDY_COLUMNS]
+    assert lines["latency_ms"].startswith("float): median time of a forward pass")
+
+
+def test_the_readme_explains_every_key_with_its_default() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = text.partition("| key of the file |")[2].partition("\n\n")[0]
+    told: dict[str, str] = {}
+    for row in table.splitlines()[2:]:
+        keys, defaults = (cell.strip() for cell in row.split("|")[1:3])
+        names = re.findall("`(.+?)`", keys)
+        # One default for each key of a row, or one for all of them.
+        each = defaults.split(", ") if len(names) == defaults.count(",") + 1 else [defaults]
+        told |= dict(zip(names, each * (len(names) if len(each) == 1 else 1), strict=True))
+    config = RunConfig()
+    values = {entry.name: getattr(config, entry.name) for entry in fields(RunConfig)}
+    assert set(told) == set(values) | set(STUDY_KEYS)
+    for key, value in values.items():
+        parts = value if isinstance(value, tuple) else (value,)
+        shown = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in parts)
+        assert told[key] == ("none" if value in (None, ()) else shown), key
+
+
+def test_the_readme_shows_a_study_that_can_be_planned(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    found = re.search("```yaml\n(# small.yaml.+?)```", text, re.DOTALL)
+    assert found is not None
+    (tmp_path / "small.yaml").write_text(found[1])
+    study = Study.from_file(tmp_path / "small.yaml")
+    assert len(study_cells(study.spec)) == 2 * 4 * 4 * 3 and len(study.spec.shifts) == 2
