@@ -19,6 +19,7 @@ __all__ = [
     "ClaimLostError",
     "ClusterError",
     "DataError",
+    "DivergedError",
     "InvalidArgumentError",
     "MissingDependencyError",
     "OutputExistsError",
@@ -37,6 +38,10 @@ class CausalPruneError(Exception):
 
 class InvalidArgumentError(CausalPruneError, ValueError):
     """An argument has the wrong type, shape, range or value."""
+
+
+class DivergedError(InvalidArgumentError):
+    """Training led to weights, a loss or outputs that are infinite or no number."""
 
 
 class UnknownNameError(InvalidArgumentError):

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from causalprune.cli.console import errors_in_one_line, fail
+from causalprune.files import file_blocks, replace_file
 
 if TYPE_CHECKING:
     from causalprune.experiments.study import Study
@@ -145,6 +146,44 @@ def columns() -> None:
             if column.measured:
                 told += "; differs from run to run"
             console.print(told, soft_wrap=True, highlight=False, markup=False)
+
+
+@study.command()
+def artefacts(
+    folder: _Folder,
+    trial: Annotated[int | None, typer.Option(help="Of this trial only, by number.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Only these: plan, masks, checkpoint or trace.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Write the one that is asked for to this new file.")
+    ] = None,
+) -> None:
+    """List what trials left beside their rows, or fetch one of it."""
+    with errors_in_one_line():
+        opened = _opened(folder)
+        found = opened.artefacts(trial, kind)
+        console = Console()
+        if to is None:
+            for each in found:
+                console.print(
+                    f"trial {each.trial}  {each.kind:<10}  {each.n_bytes:>12,} bytes  "
+                    f"{each.digest}",
+                    soft_wrap=True,
+                    highlight=False,
+                )
+            if not found:
+                console.print("nothing kept")
+            return
+        if len(found) != 1:
+            fail(
+                f"--to: expected --trial and --kind of one artefact, got {len(found)}; without "
+                "--to they are listed"
+            )
+        if to.exists():
+            fail(f"--to: {str(to)!r} exists; choose another file")
+        replace_file(to, file_blocks(opened.artefact_path(found[0].digest)))
+        console.print(f"written: {escape(str(to))}", soft_wrap=True, highlight=False)
 
 
 @study.command()

@@ -14,6 +14,7 @@ from causalprune.experiments.prepared import Prepared, moved
 from causalprune.experiments.store_workers import Worker
 from causalprune.experiments.study_spec import StudyCell
 from causalprune.experiments.study_work import study_row
+from causalprune.experiments.trial_artefacts import TrialArtefacts
 from causalprune.measures import machine_info
 
 __all__ = ["remote_trial", "task"]
@@ -57,7 +58,12 @@ def task() -> Callable[..., dict[str, Any]]:
 
 
 def remote_trial(
-    key: str, content: list[Any], device: str, config: RunConfig, entry: StudyCell
+    key: str,
+    content: list[Any],
+    device: str,
+    config: RunConfig,
+    entry: StudyCell,
+    wanted: tuple[str, ...],
 ) -> dict[str, Any]:
     """Run one trial in a worker of the cluster.
 
@@ -73,11 +79,14 @@ def remote_trial(
         Of the block.
     entry : StudyCell
         Which trial.
+    wanted : tuple of str
+        Artefacts to keep.
 
     Returns
     -------
     dict
-        ``row``; ``node`` (Ray's name of the node), ``worker`` and ``machine`` (its description).
+        ``row``; ``artefacts``, their contents by kind; ``node`` (Ray's name of the node),
+        ``worker`` and ``machine`` (its description).
     """
     import ray
 
@@ -85,8 +94,10 @@ def remote_trial(
     if key not in _loaded:
         _loaded.clear()
         _loaded[key] = moved(_fetched(content[0]), torch.device(device), machine["name"])
+    artefacts = TrialArtefacts(wanted)
     return {
-        "row": study_row(config, entry, _loaded[key]),
+        "row": study_row(config, entry, _loaded[key], artefacts),
+        "artefacts": artefacts.content,
         "node": ray.get_runtime_context().get_node_id(),
         "worker": Worker.here(),
         "machine": machine,

@@ -9,7 +9,6 @@ No torch here: analysis and reports read stores without it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -18,18 +17,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from causalprune.errors import InvalidArgumentError, RecordError
+from causalprune.errors import RecordError
 from causalprune.experiments import store_queue, store_rows
 from causalprune.experiments.records import TRIAL_COLUMNS, Column
-from causalprune.experiments.store_artefacts import Artefact, keep_content
+from causalprune.experiments.store_artefacts import Artefact, keep_artefact
 from causalprune.experiments.store_definition import (
     Definition,
-    canonical,
     fit_study,
     make_study,
 )
+from causalprune.experiments.store_keeper import StudyKeeper
 from causalprune.experiments.store_queue import ClaimedTrial, StudyStatus
-from causalprune.experiments.store_reader import LEASE_SECONDS, MAX_ATTEMPTS, StudyReader
+from causalprune.experiments.store_reader import LEASE_SECONDS, MAX_ATTEMPTS
 from causalprune.experiments.store_schema import STORE_FILE, explained
 from causalprune.experiments.store_workers import Worker
 from causalprune.files import flush_folder
@@ -48,7 +47,7 @@ OUTCOMES = ("accuracy", "accuracy_loss")
 """What must be finite in the row of a trial that went well, unless told otherwise."""
 
 
-class StudyStore(StudyReader):
+class StudyStore(StudyKeeper):
     """The queue and the log of one study, in a folder: ``study.db`` and ``artefacts/``.
 
     Made by `create` or `open`. An object belongs to the thread and the process that made it;
@@ -191,8 +190,14 @@ class StudyStore(StudyReader):
             self._claimed_at[claimed.trial, worker.token] = self._leases.monotonic()
         return claimed
 
-    def finish(self, trial: int, worker: Worker, row: Mapping[str, Any]) -> str:
-        """Record a trial, in one step with the end of its claim.
+    def finish(
+        self,
+        trial: int,
+        worker: Worker,
+        row: Mapping[str, Any],
+        artefacts: Mapping[str, bytes] | None = None,
+    ) -> str:
+        """Record a trial and its artefacts, in one step with the end of its claim.
 
         Parameters
         ----------
@@ -203,6 +208,8 @@ class StudyStore(StudyReader):
         row : mapping
             Values by column; those of the trial's cell need not be repeated. With ``status``
             ``"failed"`` and ``error`` it is recorded as failed.
+        artefacts : mapping of str to bytes, optional
+            Content by kind, also of a failed trial; see `put_artefact`.
 
         Returns
         -------
@@ -227,8 +234,15 @@ class StudyStore(StudyReader):
         elif status == "failed":
             error = store_rows.one_line(str(error or ""))
         seconds = self._seconds(trial, worker, row)
+        with explained(self._file, f"keep the artefacts of trial {trial}"):
+            kept = [
+                keep_artefact(self.folder, content, kind, trial)
+                for kind, content in (artefacts or {}).items()
+            ]
         with self._writing(f"record trial {trial}"):
             ended = {**row, "status": status, "error": error}
+            for artefact in kept:
+                store_queue.enter_artefact(self._connection, artefact)
             store_queue.end_trial(
                 self._connection, self.columns, trial, worker, ended, seconds=seconds
             )
@@ -341,79 +355,3 @@ class StudyStore(StudyReader):
         finally:
             over.set()
             thread.join()
-
-    def put_artefact(
-        self,
-        content: bytes | str | os.PathLike[str],
-        kind: str,
-        *,
-        trial: int | None = None,
-        worker: Worker | None = None,
-    ) -> str:
-        """Keep a file under the digest of its content; the same content is stored once.
-
-        Parameters
-        ----------
-        content : bytes or path-like
-            The content itself, or the file that holds it.
-        kind : str
-            ``"checkpoint"``, ``"plan"``, ``"trace"`` or another word.
-        trial : int, optional
-            Whose it is; ``worker`` must hold it. ``None``: of the whole study.
-        worker : Worker, optional
-            Needed with ``trial``.
-
-        Returns
-        -------
-        str
-            SHA-256 of the content, in hexadecimal.
-
-        Raises
-        ------
-        InvalidArgumentError
-            ``trial`` is given without ``worker``.
-        ClaimLostError
-            The worker does not hold the trial.
-        RecordError
-            It cannot be read or written; nothing half-written is left behind.
-
-        Examples
-        --------
-        >>> import tempfile
-        >>> with StudyStore.create(tempfile.mkdtemp(), {}, [{"method": "l1"}]) as store:
-        ...     digest = store.put_artefact(b"weights", "checkpoint")
-        ...     store.artefact_path(digest).read_bytes()
-        b'weights'
-        """
-        if trial is not None and worker is None:
-            raise InvalidArgumentError("worker: expected the one that holds the trial, got None")
-        with explained(self._file, f"keep the {kind}"):
-            digest, n_bytes = keep_content(self.folder, content)
-        with self._writing(f"keep the {kind}"):
-            if trial is not None and worker is not None:
-                store_queue.check_claim(self._connection, trial, worker)
-            self._connection.execute(
-                "INSERT INTO artefacts VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                (digest, kind, n_bytes, trial),
-            )
-        return digest
-
-    def record_machine(self, worker: Worker, description: Mapping[str, Any]) -> str:
-        """Record a worker's machine, once for each machine; return the description's digest.
-
-        Raises
-        ------
-        RecordError
-            The store cannot be written.
-        """
-        text = canonical(description)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        with self._writing("record the machine"):
-            self._connection.execute(
-                "INSERT INTO machines VALUES (?, ?) ON CONFLICT DO NOTHING", (digest, text)
-            )
-            store_queue.register(self._connection, worker)
-            self._connection.execute(
-                "UPDATE workers SET machine = ? WHERE token = ?", (digest, worker.token)
-            )
-        return digest

@@ -11,7 +11,7 @@ from pathlib import Path
 from causalprune.errors import RecordError
 from causalprune.files import file_blocks, file_digest, flush_folder, replace_file
 
-__all__ = ["ARTEFACTS", "Artefact", "artefact_file", "files_of_artefacts", "keep_content"]
+__all__ = ["ARTEFACTS", "Artefact", "artefact_file", "files_of_artefacts", "keep_artefact"]
 
 ARTEFACTS = "artefacts"
 
@@ -43,7 +43,9 @@ def artefact_file(folder: Path, digest: str) -> Path:
     return folder / ARTEFACTS / digest[:2] / digest[2:]
 
 
-def keep_content(folder: Path, content: bytes | str | os.PathLike[str]) -> tuple[str, int]:
+def keep_artefact(
+    folder: Path, content: bytes | str | os.PathLike[str], kind: str, trial: int | None
+) -> Artefact:
     """Put content under its digest, flushed to disk before it bears that name.
 
     Parameters
@@ -52,11 +54,13 @@ def keep_content(folder: Path, content: bytes | str | os.PathLike[str]) -> tuple
         Of the study.
     content : bytes or path-like
         The content, or the file that holds it.
+    kind, trial : str, and int or None
+        What it is, and whose.
 
     Returns
     -------
-    tuple of str and int
-        Digest and size in bytes. Content that is there already is not written again.
+    Artefact
+        Not yet in the store's tables. Content that is there already is not written again.
 
     Raises
     ------
@@ -71,12 +75,12 @@ def keep_content(folder: Path, content: bytes | str | os.PathLike[str]) -> tuple
         digest, size = file_digest(content), os.stat(content).st_size
     target = artefact_file(folder, digest)
     if target.is_file() and target.stat().st_size == size:
-        return digest, size
+        return Artefact(digest, kind, size, trial)
     target.parent.mkdir(parents=True, exist_ok=True)
     replace_file(target, content if isinstance(content, bytes) else _same(content, digest))
     for above in (target.parent, target.parent.parent, folder):
         flush_folder(above)
-    return digest, size
+    return Artefact(digest, kind, size, trial)
 
 
 def _same(path: str | os.PathLike[str], digest: str) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from causalprune.errors import ClaimLostError, RecordError
 from causalprune.experiments.records import Column
+from causalprune.experiments.store_artefacts import Artefact
 from causalprune.experiments.store_definition import cell_row
 from causalprune.experiments.store_rows import typed_row
 from causalprune.experiments.store_workers import Leases, Worker, held_trials
@@ -21,6 +22,7 @@ __all__ = [
     "claim_next",
     "count_trials",
     "end_trial",
+    "enter_artefact",
     "held_by",
     "register",
     "requeue",
@@ -187,6 +189,14 @@ def end_trial(
     names = ", ".join(f'"{name}"' for name in values)
     marks = ", ".join("?" * len(values))
     connection.execute(f"INSERT INTO rows ({names}) VALUES ({marks})", tuple(values.values()))
+
+
+def enter_artefact(connection: sqlite3.Connection, artefact: Artefact) -> None:
+    """List an artefact whose content is on disk."""
+    connection.execute(
+        "INSERT INTO artefacts VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (artefact.digest, artefact.kind, artefact.n_bytes, artefact.trial),
+    )
 
 
 def check_claim(

@@ -11,14 +11,18 @@ import os
 import platform
 import secrets
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Leases", "Worker", "held_trials", "life_of"]
+__all__ = ["Leases", "Worker", "ending", "held_trials", "life_of"]
 
 _PROC = Path("/proc")
+
+# Tokens of workers that ended before their process did.
+_RETIRED: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,23 @@ class Leases:
         return now - since >= self.lease_seconds
 
 
+@contextmanager
+def ending(worker: Worker) -> Iterator[None]:
+    """Count a worker of this process as ended after a block, though the process goes on.
+
+    What it still holds then, because a full disk let it neither record nor release it, is free for
+    the next worker of this process; those of others wait for the end of the process.
+    """
+    try:
+        yield
+    finally:
+        _RETIRED.add(worker.token)
+
+
 def life_of(worker: Worker) -> Literal["alive", "dead", "unknown"]:
     """Say whether a worker's process runs; unknown where it cannot be seen from here."""
+    if worker.token in _RETIRED:
+        return "dead"
     if worker.host != platform.node():
         return "unknown"
     if worker.boot != _boot():

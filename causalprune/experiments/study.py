@@ -16,11 +16,12 @@ from causalprune.experiments.corruptions import CORRUPTIONS
 from causalprune.experiments.prepared import filled_in
 from causalprune.experiments.records import SHIFT_COLUMNS, TRIAL_COLUMNS
 from causalprune.experiments.store import StudyStore
+from causalprune.experiments.store_artefacts import Artefact
 from causalprune.experiments.store_progress import StudyProgress
 from causalprune.experiments.store_queue import StudyStatus
 from causalprune.experiments.store_rows import export_rows
 from causalprune.experiments.store_schema import STORE_FILE
-from causalprune.experiments.store_workers import Worker
+from causalprune.experiments.store_workers import Worker, ending
 from causalprune.experiments.study_file import read_study_file
 from causalprune.experiments.study_local import run_here
 from causalprune.experiments.study_measures import (
@@ -51,7 +52,8 @@ class Study:
     ----------
     spec : StudySpec
     folder : Path
-        ``study.db`` (queue and log), ``blocks/`` (trained networks and scores of each block).
+        ``study.db`` (queue and log), ``blocks/`` (trained networks and scores of each block),
+        ``artefacts/`` (what trials left beside their rows).
 
     Examples
     --------
@@ -180,7 +182,7 @@ class Study:
         chosen = nullcontext(run_here) if executor == "local" else ray_executor(address)
         cells = study_cells(self.spec)
         worker = Worker.here()
-        with chosen as execute, self._store(cells) as store:
+        with chosen as execute, self._store(cells) as store, ending(worker):
             if retry_failed:
                 store.retry_failed()
             store.record_machine(worker, machine_info())
@@ -260,6 +262,32 @@ class Study:
         See :func:`~causalprune.experiments.study_measures.excess_trends_of_trials`.
         """
         return excess_trends_of_trials(self.by_shift(), level)
+
+    def artefacts(self, trial: int | None = None, kind: str | None = None) -> tuple[Artefact, ...]:
+        """List what trials left beside their rows; see `artefact_path`.
+
+        Parameters
+        ----------
+        trial : int, optional
+            Of this one only.
+        kind : str, optional
+            ``"plan"``, ``"masks"``, ``"checkpoint"`` or ``"trace"`` only; see
+            :class:`~causalprune.experiments.trial_artefacts.TrialArtefacts`.
+        """
+        with StudyStore.open(self.folder) as store:
+            found = store.artefacts(trial)
+        return tuple(each for each in found if kind in (None, each.kind))
+
+    def artefact_path(self, digest: str) -> Path:
+        """Return where an artefact lies, to be read only.
+
+        Raises
+        ------
+        RecordError
+            The study has none of that digest.
+        """
+        with StudyStore.open(self.folder) as store:
+            return store.artefact_path(digest)
 
     def doctor(self) -> list[str]:
         """Check the records; return what is wrong with them, in words."""

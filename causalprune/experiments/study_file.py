@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -18,14 +19,24 @@ from causalprune.experiments.study_spec import Shift, StudySpec
 __all__ = ["STUDY_KEYS", "read_study_file"]
 
 _RUN_KEYS = tuple(entry.name for entry in fields(RunConfig))
-STUDY_KEYS = ("name", "blocks", "design", "draws", "shifts")
-_LISTS = ("methods", "ratios", "shifts", "latency_batches")
+STUDY_KEYS = ("name", "blocks", "design", "draws", "shifts", "artefacts")
+_LISTS = ("methods", "ratios", "shifts", "latency_batches", "artefacts")
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes 1e-3 for a number, as everybody but YAML 1.1 does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def read_study_file(path: str | os.PathLike[str]) -> StudySpec:
     r"""Read a study.
 
-    The file is a YAML mapping: ``name``, ``design``, ``draws``, ``shifts`` as in
+    The file is a YAML mapping: ``name``, ``design``, ``draws``, ``shifts``,
+    ``artefacts`` as in
     :class:`~causalprune.experiments.study_spec.StudySpec`, the fields of
     :class:`~causalprune.experiments.config.RunConfig` for all blocks, and ``blocks``: a list of
     mappings with the fields in which they differ. Without ``blocks`` there is one.
@@ -64,8 +75,8 @@ def read_study_file(path: str | os.PathLike[str]) -> StudySpec:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a readable text file ({error})") from error
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        root = yaml.compose(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
@@ -103,6 +114,7 @@ def _spec(values: Mapping[str, Any], name: str) -> StudySpec:
         design=values.get("design", "grid"),
         draws=values.get("draws"),
         shifts=tuple(Shift.parse(shift) for shift in values.get("shifts", ())),
+        artefacts=tuple(values.get("artefacts", ("plan",))),
         seed=common.get("seed", 0),
     )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from causalprune.errors import DivergedError
 from causalprune.experiments.prepared import Prepared
 from causalprune.experiments.study_work import StudyWork, prepared_block, study_row
+from causalprune.experiments.trial_artefacts import TrialArtefacts
 
 __all__ = ["run_here"]
 
 
 def run_here(work: StudyWork) -> None:
     """Run what is queued, one trial after the other."""
-    ready: dict[int, Prepared] = {}
+    ready: dict[int, Prepared | DivergedError] = {}
     done = 0
     while work.limit is None or done < work.limit:
         claimed = work.store.claim(work.worker)
@@ -22,6 +24,7 @@ def run_here(work: StudyWork) -> None:
             work.store.release(claimed.trial, work.worker)
             ready[entry.block] = prepared_block(work, entry.block)
             continue
-        row = study_row(work.spec.blocks[entry.block], entry, ready[entry.block])
-        work.finish(claimed.trial, row)
+        artefacts = TrialArtefacts(work.spec.artefacts)
+        row = study_row(work.spec.blocks[entry.block], entry, ready[entry.block], artefacts)
+        work.finish(claimed.trial, row, artefacts.content)
         done += 1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from causalprune.errors import ClusterError
+from causalprune.errors import ClusterError, DivergedError
 from causalprune.experiments.prepared import moved
 from causalprune.experiments.ray_cluster import (
     TaskSize,
@@ -23,7 +23,8 @@ from causalprune.experiments.ray_cluster import (
 )
 from causalprune.experiments.ray_trial import task
 from causalprune.experiments.store_reader import MAX_ATTEMPTS
-from causalprune.experiments.study_work import StudyWork, prepared_block
+from causalprune.experiments.study_work import StudyWork, prepared_block, study_row
+from causalprune.experiments.trial_artefacts import TrialArtefacts
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -109,15 +110,22 @@ def _submit(run: _Run, remote: Any) -> bool:
         raise ClusterError(problem)
     if entry.block not in run.sent:
         run.sent[entry.block] = _sent(run, entry.block)
+    sent = run.sent[entry.block]
+    if isinstance(sent, DivergedError):
+        nothing = TrialArtefacts()
+        row = study_row(work.spec.blocks[entry.block], entry, sent, nothing)
+        work.finish(claimed.trial, row, nothing.content)
+        return True
     reference = remote.options(
         name=f"trial {claimed.trial}", num_cpus=size.cpus, num_gpus=size.gpus
     ).remote(
         version("causalprune"),
         f"{run.key}-{entry.block}",
-        [run.sent[entry.block]],
+        [sent],
         "cuda" if size.gpus else "cpu",
         work.spec.blocks[entry.block],
         entry,
+        work.spec.artefacts,
     )
     run.trials[reference] = claimed.trial
     return True
@@ -125,6 +133,8 @@ def _submit(run: _Run, remote: Any) -> bool:
 
 def _sent(run: _Run, number: int) -> Any:
     block = prepared_block(run.work, number)
+    if isinstance(block, DivergedError):
+        return block
     cpu = torch.device("cpu")
     portable = moved(block, cpu, block.setting.machine)
     # Ray's own pickle: networks may be classes of the user's script.
@@ -147,7 +157,7 @@ def _record(run: _Run, reference: Any) -> None:
         raise ClusterError(result["refused"])
     if "node" in result:
         _record_machine(run, result)
-    work.finish(trial, result["row"])
+    work.finish(trial, result["row"], result.get("artefacts", {}))
     del run.trials[reference]
 
 

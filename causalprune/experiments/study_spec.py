@@ -13,6 +13,7 @@ import numpy as np
 from causalprune.errors import InvalidArgumentError
 from causalprune.experiments.config import RunConfig
 from causalprune.experiments.design import ASSIGNMENT, Cell, derive_seed
+from causalprune.experiments.trial_artefacts import ARTEFACT_KINDS
 
 __all__ = ["DESIGNS", "NOISE", "Shift", "StudyCell", "StudySpec", "study_cells"]
 
@@ -99,6 +100,9 @@ class StudySpec:
         Trials a checkpoint, in a randomised design.
     shifts : tuple of Shift
         Corruptions and noise levels under which every pruned network is evaluated, too.
+    artefacts : tuple of str
+        What every trial leaves beside its row, of
+        :data:`~causalprune.experiments.trial_artefacts.ARTEFACT_KINDS`.
     seed : int
         Of the order, and of what a randomised design draws.
 
@@ -119,11 +123,13 @@ class StudySpec:
     design: str = "grid"
     draws: int | None = None
     shifts: tuple[Shift, ...] = ()
+    artefacts: tuple[str, ...] = ("plan",)
     seed: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
         object.__setattr__(self, "shifts", tuple(self.shifts))
+        object.__setattr__(self, "artefacts", tuple(self.artefacts))
         if not isinstance(self.name, str) or not self.name.strip():
             raise InvalidArgumentError(f"name: expected a name, got {self.name!r}")
         if not self.blocks:
@@ -150,10 +156,16 @@ class StudySpec:
             )
         if len(set(self.shifts)) < len(self.shifts):
             raise InvalidArgumentError("shifts: expected every shift once")
+        known = [kind for kind in ARTEFACT_KINDS if kind in self.artefacts]
+        if sorted(known) != sorted(map(str, self.artefacts)):
+            raise InvalidArgumentError(
+                f"artefacts: expected some of {', '.join(ARTEFACT_KINDS)}, each once, got "
+                f"{list(self.artefacts)}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the study as values that JSON can hold."""
-        return {
+        values = {
             "name": self.name,
             "blocks": [block.to_dict() for block in self.blocks],
             "design": self.design,
@@ -161,6 +173,8 @@ class StudySpec:
             "shifts": [str(shift) for shift in self.shifts],
             "seed": self.seed,
         }
+        # Studies of earlier releases kept none, and their descriptions do not say so.
+        return values | ({"artefacts": list(self.artefacts)} if self.artefacts else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StudySpec:
@@ -171,6 +185,7 @@ class StudySpec:
             design=values["design"],
             draws=values["draws"],
             shifts=tuple(Shift.parse(shift) for shift in values["shifts"]),
+            artefacts=tuple(values.get("artefacts", ())),
             seed=values["seed"],
         )
 

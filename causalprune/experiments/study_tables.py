@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from causalprune.experiments.config import RunConfig
 from causalprune.experiments.networks import build_network
 from causalprune.experiments.prepared import filled_in, splits_of
 from causalprune.experiments.shift_rows import rows_by_shift
 from causalprune.experiments.study_spec import StudySpec, study_cells
+from causalprune.experiments.trial_artefacts import estimated_bytes
 from causalprune.measures import parameter_bytes, torch_threads
 
 __all__ = ["plan_lines", "rows_by_shift"]
@@ -36,9 +38,19 @@ def plan_lines(spec: StudySpec, folder: Path) -> list[str]:
     for number, block in enumerate(spec.blocks):
         config = filled_in(block)
         own = sum(entry.block == number for entry in cells)
-        train, trial, size = _estimates(config)
+        train, trial, model = _estimates(config)
         seconds += config.checkpoints * train + own * trial
-        disk += config.checkpoints * size
+        disk += config.checkpoints * parameter_bytes(model) + sum(
+            estimated_bytes(
+                model,
+                entry.cell.method,
+                entry.cell.ratio,
+                spec.artefacts,
+                config.retrain_epochs or 0,
+            )
+            for entry in cells
+            if entry.block == number
+        )
         lines.append(
             f"{config.network} on {config.data}: {config.checkpoints} networks trained for "
             f"{config.epochs} epochs, scored by {', '.join(config.methods)}; {own} trials over "
@@ -49,13 +61,14 @@ def plan_lines(spec: StudySpec, folder: Path) -> list[str]:
         lines.append(f"evaluated under {', '.join(map(str, spec.shifts))}, too")
     lines.append(
         f"about {seconds / 60:.1f} minutes of training in one process, scoring and measuring not "
-        f"counted; about {disk / 1e6:.1f} MB of weights on disk"
+        f"counted; about {disk / 1e6:.1f} MB of weights and artefacts "
+        f"({', '.join(spec.artefacts) or 'none'}) on disk"
     )
     return lines
 
 
-def _estimates(config: RunConfig) -> tuple[float, float, float]:
-    """Seconds to train a network, seconds to retrain one, bytes of its weights."""
+def _estimates(config: RunConfig) -> tuple[float, float, nn.Module]:
+    """Seconds to train a network, seconds to retrain one, and the network."""
     splits = splits_of(config)
     model = build_network(config.network, len(splits.classes), seed=config.seed)
     images, labels = (part[: config.batch_size] for part in splits.train)
@@ -65,5 +78,4 @@ def _estimates(config: RunConfig) -> tuple[float, float, float]:
             torch.autograd.backward(F.cross_entropy(model(images), labels))
             step = time.perf_counter() - begin
     epoch = step * len(splits.train[0]) / len(images)
-    bytes_of_weights = float(parameter_bytes(model))
-    return (config.epochs or 0) * epoch, (config.retrain_epochs or 0) * epoch, bytes_of_weights
+    return (config.epochs or 0) * epoch, (config.retrain_epochs or 0) * epoch, model

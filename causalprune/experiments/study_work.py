@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from causalprune.errors import DivergedError
 from causalprune.experiments.config import RunConfig
 from causalprune.experiments.outputs import open_output
 from causalprune.experiments.prepared import (
@@ -16,11 +18,13 @@ from causalprune.experiments.prepared import (
     splits_of,
 )
 from causalprune.experiments.store import StudyStore
+from causalprune.experiments.store_rows import one_line
 from causalprune.experiments.store_workers import Worker
 from causalprune.experiments.study_progress import Follower
 from causalprune.experiments.study_spec import StudyCell, StudySpec
 from causalprune.experiments.study_steps import BLOCKS, preparing
 from causalprune.experiments.trial import run_trial
+from causalprune.experiments.trial_artefacts import TrialArtefacts
 from causalprune.measures import torch_threads
 
 __all__ = ["StudyWork", "prepared_block", "study_row"]
@@ -55,13 +59,15 @@ class StudyWork:
     limit: int | None
     follower: Follower
 
-    def finish(self, trial: int, row: dict[str, Any]) -> None:
-        """Record a trial's row and say so."""
-        status = self.store.finish(trial, self.worker, row)
-        self.follower.ended(self.cells[trial].block, row, status)
+    def finish(self, trial: int, row: dict[str, Any], artefacts: Mapping[str, bytes]) -> None:
+        """Record a trial's row and what it leaves, and say so."""
+        status = self.store.finish(trial, self.worker, row, artefacts)
+        cell = self.cells[trial].cell
+        told = {**row, "trial": trial, "method": cell.method, "ratio": cell.ratio}
+        self.follower.ended(self.cells[trial].block, told, status)
 
 
-def prepared_block(work: StudyWork, number: int) -> Prepared:
+def prepared_block(work: StudyWork, number: int) -> Prepared | DivergedError:
     """Train and score the networks of a block, or load what the study's folder has of them.
 
     Parameters
@@ -70,6 +76,11 @@ def prepared_block(work: StudyWork, number: int) -> Prepared:
         Another process that prepares the same block in its folder is waited for.
     number : int
         Which block.
+
+    Returns
+    -------
+    Prepared or DivergedError
+        The error where the loss of a network became infinite or NaN.
     """
     config = filled_in(work.spec.blocks[number])
     folder = work.folder / BLOCKS / f"{number}-{config.network}"
@@ -79,10 +90,20 @@ def prepared_block(work: StudyWork, number: int) -> Prepared:
         open_output(folder, config, resume=there, weights_sha256=None)
         with stages("loading images", 1):
             splits = splits_of(config)
-        return prepare(config, splits, folder, given={}, shifts=work.spec.shifts, progress=stages)
+        try:
+            return prepare(
+                config, splits, folder, given={}, shifts=work.spec.shifts, progress=stages
+            )
+        except DivergedError as error:
+            return error
 
 
-def study_row(config: RunConfig, entry: StudyCell, block: Prepared) -> dict[str, Any]:
+def study_row(
+    config: RunConfig,
+    entry: StudyCell,
+    block: Prepared | DivergedError,
+    artefacts: TrialArtefacts,
+) -> dict[str, Any]:
     """Run one trial of a study; return its row.
 
     Parameters
@@ -90,11 +111,17 @@ def study_row(config: RunConfig, entry: StudyCell, block: Prepared) -> dict[str,
     config : RunConfig
         Of the trial's block.
     entry : StudyCell
-    block : Prepared
-        As `prepared_block` returns it, on the device that the trial is to run on.
+    block : Prepared or DivergedError
+        As `prepared_block` returns it, on the device that the trial is to run on. Where its
+        networks did not train, its trials fail and those of other blocks go on.
+    artefacts : TrialArtefacts
+        Takes what is to be kept beside the row.
     """
+    if isinstance(block, DivergedError):
+        return {"status": "failed", "error": f"networks of the block: {one_line(block)}"}
     with torch_threads(config.threads), repeatable_kernels():
-        row = run_trial(block.setting, entry.cell, block.checkpoints[entry.cell.checkpoint])
+        checkpoint = block.checkpoints[entry.cell.checkpoint]
+        row = run_trial(block.setting, entry.cell, checkpoint, artefacts)
     return row | {
         "block": entry.block,
         "assignment": entry.assignment,

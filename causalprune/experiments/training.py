@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from causalprune.errors import UnknownNameError
+from causalprune.errors import DivergedError, UnknownNameError
 from causalprune.pruning.retraining import AUGMENTATIONS, SgdRecipe
 from causalprune.pruning.training import TrainingLog, check_numbers, evaluate, fit
 
-__all__ = ["TrainingLog", "evaluate", "train"]
+__all__ = ["TrainingLog", "accuracy_of", "evaluate", "train"]
 
 
 def train(
@@ -51,7 +51,9 @@ def train(
     UnknownNameError
         There is no such optimiser or augmentation.
     InvalidArgumentError
-        A number is out of range, or the loss became infinite or NaN.
+        A number is out of range.
+    DivergedError
+        The loss or a weight became infinite or NaN.
     DataError
         There are no images, or not one class for each.
 
@@ -89,3 +91,41 @@ def train(
         augment=None if augment is None else AUGMENTATIONS[augment],
         on_epoch=on_epoch,
     )
+
+
+def accuracy_of(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
+    """Measure accuracy as :func:`evaluate` does, of a network whose logits are finite.
+
+    Finite weights may be large enough to overflow, and the largest of logits that are no numbers
+    is some class, too: such a network would pass for one that guesses.
+
+    Raises
+    ------
+    DivergedError
+        A logit is infinite or NaN.
+    DataError
+        As :func:`evaluate`.
+
+    Examples
+    --------
+    >>> network = nn.Linear(2, 2)
+    >>> _ = nn.init.constant_(network.weight, 3e38)
+    >>> accuracy_of(network, (torch.ones(3, 2), torch.zeros(3, dtype=torch.int64)))
+    Traceback (most recent call last):
+    ...
+    causalprune.errors.DivergedError: model: expected finite logits, got infinity or NaN ...
+    """
+
+    def refuse(module: nn.Module, inputs: object, logits: Tensor) -> None:
+        if not bool(torch.isfinite(logits).all()):
+            wrong = int((~torch.isfinite(logits)).flatten(1).any(1).sum())
+            raise DivergedError(
+                f"model: expected finite logits, got infinity or NaN for {wrong} of "
+                f"{len(logits)} images; a learning rate or weights too large"
+            )
+
+    handle = model.register_forward_hook(refuse)
+    try:
+        return evaluate(model, data)
+    finally:
+        handle.remove()

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from causalprune.experiments.config import RunConfig
 from causalprune.experiments.datasets import DataSplits
 from causalprune.experiments.design import ASSIGNMENT, Cell
-from causalprune.experiments.training import evaluate, train
+from causalprune.experiments.training import accuracy_of, train
+from causalprune.experiments.trial_artefacts import TrialArtefacts
 from causalprune.graph import UnitGraph, evaluating, removed
 from causalprune.measures import (
     SystemMonitor,
@@ -101,7 +102,12 @@ class Checkpoint:
     digest: str | None = None
 
 
-def run_trial(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> dict[str, Any]:
+def run_trial(
+    setting: Setting,
+    cell: Cell,
+    checkpoint: Checkpoint,
+    artefacts: TrialArtefacts | None = None,
+) -> dict[str, Any]:
     """Run one trial and return its row; a trial that fails returns a row that says why.
 
     Parameters
@@ -112,6 +118,8 @@ def run_trial(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> dict[str,
         Which trial.
     checkpoint : Checkpoint
         The network to prune, with its scores; not changed.
+    artefacts : TrialArtefacts, optional
+        Takes what is to be kept beside the row, also of a trial that fails.
 
     Returns
     -------
@@ -123,7 +131,8 @@ def run_trial(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> dict[str,
     row = _what_was_set(setting, cell, checkpoint)
     with SystemMonitor() as monitor:
         try:
-            outcome = _prune_and_measure(setting, cell, checkpoint)
+            kept = TrialArtefacts() if artefacts is None else artefacts
+            outcome = _prune_and_measure(setting, cell, checkpoint, kept)
             outcome |= {"status": "ok", "error": None}
         except Exception as error:  # whatever a trial dies of is its result; the others go on
             message = " ".join(str(error).split())
@@ -173,18 +182,24 @@ class _Pruned:
     """A pruned network: smaller, or with single weights at zero (then `masks`)."""
 
     model: nn.Module
-    kept_units: Mapping[str, int] | None
+    plan: Plan | None
     masks: WeightMasks | None
     output_difference: float | None
 
 
-def _prune_and_measure(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> dict[str, Any]:
+def _prune_and_measure(
+    setting: Setting, cell: Cell, checkpoint: Checkpoint, artefacts: TrialArtefacts
+) -> dict[str, Any]:
     config, splits = setting.config, setting.splits
     by_weight = cell.method in WEIGHT_METHODS
     pruned = (_without_weights if by_weight else _without_units)(setting, cell, checkpoint)
+    if pruned.plan is not None:
+        artefacts.keep_plan(pruned.plan)
+    if pruned.masks is not None:
+        artefacts.keep_masks(pruned.masks)
     small = pruned.model.to(setting.device)
     size = _size(setting, small, checkpoint, by_weight=by_weight)
-    accuracy_pruned = evaluate(small, splits.test)
+    accuracy_pruned = accuracy_of(small, splits.test)
     if config.retrain_epochs:
         with holding(small, pruned.masks):
             train(
@@ -196,13 +211,15 @@ def _prune_and_measure(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> 
                 augment=config.augment,
                 batch_size=config.batch_size,
                 seed=cell.seed,
+                on_epoch=artefacts.keep_loss,
             )
-    accuracy = evaluate(small, splits.test)
-    kept = pruned.kept_units
+    artefacts.keep_checkpoint(small)
+    accuracy = accuracy_of(small, splits.test)
+    kept = None if pruned.plan is None else {row.group: row.kept for row in pruned.plan.table}
     return {
         **_under_shift(setting, small, checkpoint),
         **size,
-        "kept_units": None if kept is None else json.dumps(dict(kept)),
+        "kept_units": None if kept is None else json.dumps(kept),
         "accuracy_pruned": accuracy_pruned,
         "accuracy": accuracy,
         "accuracy_loss": checkpoint.accuracy - accuracy,
@@ -227,7 +244,7 @@ def _without_units(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> _Pru
     )
     small = apply(checkpoint.model, proposal)
     difference = _output_difference(setting, checkpoint.model, small, proposal)
-    return _Pruned(small, {part.group: part.kept for part in proposal.table}, None, difference)
+    return _Pruned(small, proposal, None, difference)
 
 
 def _without_weights(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> _Pruned:
@@ -240,7 +257,7 @@ def _without_weights(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> _P
 def _under_shift(setting: Setting, small: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
     if not setting.shifted:
         return {}
-    after = {name: evaluate(small, test) for name, test in setting.shifted.items()}
+    after = {name: accuracy_of(small, test) for name, test in setting.shifted.items()}
     return {
         "accuracy_by_shift": json.dumps(after),
         "accuracy_before_by_shift": json.dumps(dict(checkpoint.accuracy_by_shift)),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from causalprune.errors import DataError, MissingDependencyError
 from causalprune.files import file_digest, replace_file
 
-__all__ = ["load_weights", "save_weights", "sha256_of", "state_digest"]
+__all__ = ["load_weights", "save_weights", "sha256_of", "state_digest", "weights_content"]
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -28,10 +28,15 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     path : path-like
         The file; its folder must exist.
     """
+    replace_file(path, weights_content(model))
+
+
+def weights_content(model: nn.Module) -> bytes:
+    """Return what `save_weights` writes."""
     stream = io.BytesIO()
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     torch.save(state, stream)
-    replace_file(path, stream.getvalue())
+    return stream.getvalue()
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "apply_masks",
     "holding",
     "load_masks",
+    "masks_content",
     "n_of_m_masks",
     "save_masks",
 ]
@@ -186,6 +187,11 @@ def save_masks(path: str | os.PathLike[str], masks: WeightMasks) -> Path:
     >>> load_masks(save_masks("masks.npz", masks))["fc"].tolist()
     [[True, False, True]]
     """
+    return replace_file(path, masks_content(masks))
+
+
+def masks_content(masks: WeightMasks) -> bytes:
+    """Return what :func:`save_masks` writes."""
     for name, mask in masks.items():
         if mask.dtype != torch.bool:
             raise InvalidArgumentError(f"masks[{name!r}]: expected bool, got {mask.dtype}")
@@ -197,7 +203,7 @@ def save_masks(path: str | os.PathLike[str], masks: WeightMasks) -> Path:
     content = io.BytesIO()
     meta = json.dumps({"schema": SCHEMA, "shapes": shapes})
     np.savez_compressed(content, meta=np.array(meta), **bits)
-    return replace_file(path, content.getvalue())
+    return content.getvalue()
 
 
 def load_masks(path: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from causalprune.errors import DataError, InvalidArgumentError
+from causalprune.errors import DataError, DivergedError, InvalidArgumentError
 from causalprune.graph import evaluating
 from causalprune.scoring.data import as_batches, is_pair
 
@@ -82,8 +82,8 @@ def fit(
 
     Raises
     ------
-    InvalidArgumentError
-        The loss became infinite or NaN.
+    DivergedError
+        The loss or a weight became infinite or NaN.
     DataError
         There are no images, or not one class for each.
 
@@ -122,16 +122,28 @@ def fit(
                     loss += _step(model, optimiser, shown, labels.to(device), now)
                 losses.append(loss / n_steps)
                 if not math.isfinite(losses[-1]):
-                    raise InvalidArgumentError(
+                    raise DivergedError(
                         f"learning_rate: training diverged in epoch {epoch + 1} (loss "
                         f"{losses[-1]}) with {optimiser.defaults['lr']}; use a smaller one"
                     )
                 if on_epoch is not None:
                     on_epoch(epoch + 1, losses[-1])
+            if total:
+                _check_weights(model, optimiser)
     finally:
         for module, training in modes:
             module.training = training
     return TrainingLog(tuple(losses), total)
+
+
+def _check_weights(model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Refuse what the last step left behind, which no loss has seen."""
+    for name, value in model.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            raise DivergedError(
+                f"learning_rate: training diverged ({name} is not finite after the last step) "
+                f"with {optimiser.defaults['lr']}; use a smaller one"
+            )
 
 
 def check_numbers(epochs: int, batch_size: int, learning_rate: float) -> None:

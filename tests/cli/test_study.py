@@ -16,6 +16,7 @@ from causalprune.experiments.config import RunConfig
 from causalprune.experiments.study import STUDY_COLUMNS, Study
 from causalprune.experiments.study_file import STUDY_KEYS
 from causalprune.experiments.study_spec import study_cells
+from causalprune.pruning import Plan
 
 TEXT = """\
 methods: [l1]
@@ -51,6 +52,14 @@ def test_from_the_file_to_the_table(tmp_path: Path) -> None:
     table = tmp_path / "trials.csv"
     assert _run("export", folder, table).exit_code == 0
     assert sorted(pd.read_csv(table)["ratio"]) == [0.0, 0.6]
+    kept = _run("artefacts", folder)
+    assert kept.exit_code == 0 and kept.output.count("plan ") == 2, kept.output
+    fetched = _run("artefacts", folder, "--trial", 1, "--kind", "plan", "--to", tmp_path / "plan")
+    assert fetched.exit_code == 0 and Plan.load(tmp_path / "plan").method == "l1", fetched.output
+    again = _run("artefacts", folder, "--trial", 1, "--kind", "plan", "--to", tmp_path / "plan")
+    assert "exists" in refusal(again)
+    assert "expected --trial and --kind" in refusal(_run("artefacts", folder, "--to", "x"))
+    assert "nothing kept" in _run("artefacts", folder, "--kind", "trace").output
     told = _run("potential", folder, "--delta", 0.5)
     assert told.exit_code == 0 and "prune potential, lenet5 on digits" in told.output, told.output
     assert max(map(len, told.output.splitlines())) <= 80
@@ -73,6 +82,7 @@ def test_a_study_of_failures_ends_with_1(tmp_path: Path) -> None:
         (("run", "none.yaml"), "no such file"),
         (("status", "nowhere"), "nowhere"),
         (("potential", "nowhere"), "nowhere"),
+        (("artefacts", "nowhere"), "nowhere"),
         (("export", "nowhere", "x.csv"), "nowhere"),
     ],
 )

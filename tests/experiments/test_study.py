@@ -9,40 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from experiments.study_cases import repeatable, study_in
+from experiments.study_cases import TEXT, repeatable, study_in
 
 from causalprune.errors import DataError, InvalidArgumentError, RecordError, UnknownNameError
 from causalprune.experiments.networks import build_network
 from causalprune.experiments.prepared import filled_in, splits_of
-from causalprune.experiments.records import (
-    SHIFT_COLUMNS,
-    TRIAL_COLUMNS,
-    read_trials,
-)
+from causalprune.experiments.records import SHIFT_COLUMNS, TRIAL_COLUMNS, read_trials
 from causalprune.experiments.store import StudyStore
 from causalprune.experiments.store_workers import Worker
 from causalprune.experiments.study import STUDY_COLUMNS, Study, _described
 from causalprune.experiments.study_measures import potentials_of_trials
 from causalprune.experiments.study_spec import study_cells
 from causalprune.experiments.weights import load_weights
-
-TEXT = """\
-methods: [l1, random]
-ratios: [0.0, 0.5, 0.8]
-checkpoints: 1
-epochs: 4
-retrain_epochs: 1
-calibration: 40
-train_limit: 340
-test_limit: 90
-latency_repeats: 1
-latency_batch: 2
-device: cpu
-shifts: ["contrast:5", "noise:1"]
-blocks:
-- {network: lenet5}
-- {network: lenet300, methods: [l1], ratios: [0.5]}
-"""
 
 
 @pytest.fixture(scope="module")

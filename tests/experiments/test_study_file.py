@@ -49,6 +49,12 @@ def test_noise_has_levels(tmp_path: Path) -> None:
     assert StudySpec.from_dict(spec.to_dict()) == spec
 
 
+def test_numbers_need_no_point(tmp_path: Path) -> None:
+    text = GOOD.replace("checkpoints: 2", "learning_rate: 1e-3\nretrain_learning_rate: 5E+1")
+    block = read_study_file(file_of(tmp_path, text)).blocks[0]
+    assert (block.learning_rate, block.retrain_learning_rate) == (1e-3, 50.0)
+
+
 def test_a_file_without_name_and_blocks(tmp_path: Path) -> None:
     spec = read_study_file(file_of(tmp_path, "methods: [l1]\n"))
     assert spec.name == "study" and len(spec.blocks) == 1

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from causalprune.errors import DataError, InvalidArgumentError, UnknownNameError
+from causalprune.errors import DataError, DivergedError, InvalidArgumentError, UnknownNameError
 from causalprune.experiments import build_network, evaluate, load_data, train
+from causalprune.experiments.training import accuracy_of
 from causalprune.measures import torch_threads
 from causalprune.pruning import SgdRecipe
+from causalprune.pruning.training import fit
 
 
 def _data(n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,6 +88,29 @@ def test_divergence_is_an_error_and_not_a_result() -> None:
     images, labels = _data()
     with pytest.raises(InvalidArgumentError, match=r"learning_rate: training diverged"):
         train(nn.Linear(6, 2), (images * 1e30, labels), epochs=3, learning_rate=1e30)
+
+
+def test_the_last_step_is_judged_too() -> None:
+    images, labels = _data()
+    model = nn.Linear(6, 2)
+    sgd = torch.optim.SGD(model.parameters(), lr=3e38)
+    with pytest.raises(
+        DivergedError, match=r"weight is not finite after the last step\) with 3e\+38"
+    ):
+        # A single step: the loss of the whole epoch is that of the weights before it.
+        fit(model, (images * 100, labels), sgd, lambda _: 3e38, epochs=1, batch_size=200, seed=0)
+
+
+def test_logits_that_are_no_numbers_are_no_accuracy() -> None:
+    images, labels = _data(9)
+    model = nn.Linear(6, 2)
+    assert accuracy_of(model, (images, labels)) == evaluate(model, (images, labels))
+    large = images.clone()
+    large[4] = 3e38
+    nn.init.constant_(model.weight, 9.0)
+    with pytest.raises(DivergedError, match="for 1 of 9 images"):
+        accuracy_of(model, (large, labels))
+    assert not model._forward_hooks
 
 
 @pytest.mark.parametrize(
