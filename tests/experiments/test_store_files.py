@@ -15,6 +15,7 @@ from experiments.store_cases import ENDED, STUDY, cells, claimed, sql
 
 from causalprune import files
 from causalprune.errors import (
+    ClaimLostError,
     InvalidArgumentError,
     MissingDependencyError,
     RecordError,
@@ -47,6 +48,28 @@ def test_the_same_content_is_stored_once(store: StudyStore, tmp_path: Path) -> N
         store.put_artefact(tmp_path / "none.json", "plan")
     with pytest.raises(RecordError, match="no artefact 'abc'"):
         store.artefact_path("abc")
+
+
+def test_artefacts_are_recorded_with_the_row_or_not_at_all(store: StudyStore) -> None:
+    worker = Worker.here()
+    trial = claimed(store, worker)
+    with pytest.raises(RecordError, match="unknown columns"):
+        store.finish(trial, worker, ENDED | {"accurracy": 0.5}, {"plan": b"{}"})
+    assert store.artefacts() == () and store.status().running == 1
+    store.finish(trial, worker, ENDED, {"plan": b"{}", "trace": b"[]"})
+    assert [(a.kind, a.n_bytes, a.trial) for a in store.artefacts()] == [
+        ("plan", 2, trial),
+        ("trace", 2, trial),
+    ]
+    with pytest.raises(ClaimLostError):
+        store.finish(trial, worker, ENDED, {"plan": b"{...}"})
+    assert len(store.artefacts()) == 2
+    again = claimed(store, worker)
+    store.finish(again, worker, {"status": "failed", "error": "broken"}, {"plan": b"{}"})
+    assert [a.trial for a in store.artefacts(again)] == [again]
+    # The file of the refused row has no owner, and that of two trials is there once.
+    assert [text for text in store.doctor() if "belongs to no trial" not in text] == []
+    assert len(store.doctor()) == 1
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(
