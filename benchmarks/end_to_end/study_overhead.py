@@ -21,8 +21,10 @@ from resnet20_cifar import RESULTS, provenance
 from rich.console import Console
 
 import causalprune as cp
-from causalprune.experiments import study, study_progress, trial
+from causalprune.experiments import study, study_local, study_progress, trial
+from causalprune.experiments.prepared import Prepared
 from causalprune.experiments.store import StudyStore
+from causalprune.experiments.study_work import StudyWork
 from causalprune.measures import SystemMonitor, system
 
 TEXT = """\
@@ -59,19 +61,19 @@ def run_study(folder: Path) -> tuple[float, float, float]:
     """CPU and wall time outside the preparation, and the trials' own wall time; in seconds."""
     file = folder / "overhead.yaml"
     file.write_text(TEXT)
-    # The preparation's own threads are its account, too.
-    timed(study.Study, "_prepared", PREPARATION, time.process_time)
     walls: dict[str, float] = {}
-    prepared = study.Study._prepared
+    # The preparation's own threads are its account, too.
+    timed(study_local, "prepared_block", PREPARATION, time.process_time)
+    prepared_block = study_local.prepared_block
 
-    def with_wall(*given: Any) -> Any:
+    def with_wall(work: StudyWork, number: int) -> Prepared:
         begin = time.perf_counter()
         try:
-            return prepared(*given)
+            return prepared_block(work, number)
         finally:
             walls[PREPARATION] = walls.get(PREPARATION, 0.0) + time.perf_counter() - begin
 
-    study.Study._prepared = with_wall  # type: ignore[method-assign]
+    study_local.prepared_block = with_wall
     timed(trial, "_prune_and_measure", TRIAL)
     timed(StudyStore, "claim", "claiming a trial")
     timed(StudyStore, "finish", "recording a trial")
@@ -117,7 +119,10 @@ def main() -> None:
         "",
         f"{count} trials of {own / count:.1f} s of CPU time each; machinery "
         f"{1e3 * rest / count:.0f} ms a trial, **{rest / own:.2%}** of it. Wall time outside the "
-        f"trials' own `seconds`: {(lasted - trials) / trials:.2%} (another job ran beside).",
+        f"trials' own `seconds`: {(lasted - trials) / trials:.2%}. The machinery took "
+        f"**{rest / lasted:.2%}** of a core for as long as the study ran; what is paced by the "
+        "clock (samples, table, heartbeats) weighs more where other jobs slow the trials down, "
+        f"here to {lasted / count:.1f} s each.",
         "",
         "| part | calls | CPU ms a trial | of a trial |",
         "|---|---|---|---|",
