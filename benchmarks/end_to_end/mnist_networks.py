@@ -36,30 +36,11 @@ def digits() -> DataSplits:
     return load_data("mnist", calibration=CALIBRATION)
 
 
-def perceptron() -> nn.Module:
-    """Return the MLP 784-500-300-10: 545,810 parameters, 150,000 of them weights of layer 2."""
-    network = nn.Sequential(nn.Flatten())
-    for number, (inputs, outputs) in enumerate(((784, 500), (500, 300), (300, 10)), 1):
-        network.add_module(f"fc{number}", nn.Linear(inputs, outputs))
-        if number < 3:
-            network.add_module(f"relu{number}", nn.ReLU())
-    return network
-
-
-def fresh(name: str, seed: int) -> nn.Module:
-    """Build a network with seeded weights."""
-    if name != "mlp":
-        return build_network(name, seed=seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return perceptron()
-
-
 def trained(
     name: str, seed: int, splits: DataSplits, epochs: int, cache: Path | None
 ) -> tuple[nn.Module, float]:
     """Train a network by Adam, or read it from the cache; return its test accuracy beside it."""
-    model = fresh(name, seed)
+    model = build_network(name, seed=seed)
     file = None if cache is None else cache / f"{name}-{epochs}-{seed}.pt"
     if file is not None and file.exists():
         model.load_state_dict(torch.load(file, weights_only=True))

@@ -66,9 +66,15 @@ def main() -> None:
 
 @app.command()
 def run(
-    network: Annotated[str | None, typer.Option(help="Registered network.")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Registered network, or torchvision's or timm's name.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels a side; default: the network's own.")
+    ] = None,
     data: Annotated[
-        str | None, typer.Option(help="digits, mnist, or a folder with one folder a class.")
+        str | None,
+        typer.Option(help="digits, mnist, fashion-mnist, cifar10, cifar-subset, or a folder."),
     ] = None,
     data_root: Annotated[
         str | None, typer.Option(help="Where the data set's files are (else CAUSALPRUNE_DATA).")
@@ -106,6 +112,7 @@ def run(
     """Train, score, prune, retrain, measure; then estimate, refute and report."""
     given = {
         "network": network,
+        "image_size": image_size,
         "data": data,
         "data_root": data_root,
         "ratios": _numbers(ratios),

@@ -28,12 +28,20 @@ _AT_LEAST = {
     "latency_repeats": 1,
     "train_limit": 1,
     "test_limit": 1,
+    "image_size": 1,
 }
-_MAY_BE_NONE = ("epochs", "retrain_epochs", "train_limit", "test_limit")
+_MAY_BE_NONE = ("epochs", "retrain_epochs", "train_limit", "test_limit", "image_size")
 _LEARNING_RATES = {"adam": (2e-3, 1e-3), "sgd": (0.1, 0.1)}
 _AUGMENTATIONS = (None, "crop_flip")
-_ADDED_LATER = ("optimiser", "augment", "latency_batches")
-"""Fields that records of earlier releases do not have."""
+_SINCE_THE_SCHEMA: dict[str, Any] = {
+    "optimiser": "adam",
+    "augment": None,
+    "latency_batches": [],
+    "image_size": None,
+    "weights": None,
+    "check_by_ablation": True,
+}
+"""Fields that records may lack. Defaults are not written, so that records without them match."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,9 @@ class RunConfig:
     Attributes
     ----------
     network : str
-        A registered network.
+        A registered network, or a classifier of torchvision or timm: ``"torchvision:alexnet"``,
+        ``"timm:..."`` or the bare name (see
+        :func:`~causalprune.experiments.networks.network_spec`).
     data : str
         A registered data set, or a folder with one sub-folder of images a class.
     data_root : str or None
@@ -92,6 +102,14 @@ class RunConfig:
         additions and so, in the end, the numbers.
     device : str
         ``"auto"`` (an accelerator where there is one), ``"cpu"`` or ``"cuda"``.
+    image_size : int or None
+        Height and width in pixels that images are brought to; None for the network's own.
+    weights : str or None
+        Weights to load instead of training: a file (for one checkpoint), or a folder with
+        ``0.pt``, ``1.pt`` and so on.
+    check_by_ablation : bool
+        Score by exact ablation, too, to compare the methods with; for a large network that takes
+        hours.
 
     Raises
     ------
@@ -130,6 +148,9 @@ class RunConfig:
     latency_repeats: int = 30
     threads: int = 1
     device: str = "auto"
+    image_size: int | None = None
+    weights: str | None = None
+    check_by_ablation: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", tuple(self.methods))
@@ -158,12 +179,21 @@ class RunConfig:
             raise InvalidArgumentError(
                 f"device: expected auto, cpu, cuda or cuda:<number>, got {self.device!r}"
             )
+        if not isinstance(self.check_by_ablation, bool):
+            raise InvalidArgumentError(
+                f"check_by_ablation: expected true or false, got {self.check_by_ablation!r}"
+            )
+        if self.weights is not None and not (isinstance(self.weights, str) and self.weights):
+            raise InvalidArgumentError(
+                f"weights: expected the path of a file or folder, got {self.weights!r}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values, with the schema's version."""
         values = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
+            name: value
+            for name, value in self._values().items()
+            if name not in _SINCE_THE_SCHEMA or value != _SINCE_THE_SCHEMA[name]
         }
         return {"schema": _SCHEMA, **values}
 
@@ -184,7 +214,7 @@ class RunConfig:
         if values.get("schema") != _SCHEMA:
             raise RecordError(f"configuration: schema {values.get('schema')!r}, expected {_SCHEMA}")
         names = [entry.name for entry in fields(cls)]
-        missing = [name for name in names if name not in values and name not in _ADDED_LATER]
+        missing = [n for n in names if n not in values and n not in _SINCE_THE_SCHEMA]
         if missing:
             raise RecordError(f"configuration: fields are missing: {', '.join(missing)}")
         return cls(**{name: values[name] for name in names if name in values})
@@ -199,8 +229,14 @@ class RunConfig:
 
     def differences(self, other: RunConfig) -> list[str]:
         """List the fields in which another configuration differs, as ``name: mine -> other's``."""
-        mine, others = self.to_dict(), other.to_dict()
+        mine, others = self._values(), other._values()
         return [f"{key}: {mine[key]} -> {others[key]}" for key in mine if mine[key] != others[key]]
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
 
 
 def _check_integer(name: str, value: object, least: int, may_be_none: bool) -> None:

@@ -10,6 +10,8 @@ from torch import nn
 
 from causalprune.errors import InvalidArgumentError, UnknownNameError
 from causalprune.experiments.cifar_resnets import CIFAR_DEPTHS, cifar_resnet
+from causalprune.experiments.library_networks import LIBRARIES, LibraryNetwork, library_network
+from causalprune.experiments.standardisation import Standard
 
 __all__ = [
     "NetworkSpec",
@@ -17,6 +19,7 @@ __all__ = [
     "debbi",
     "lenet5",
     "lenet300",
+    "mlp",
     "network_spec",
     "register_network",
     "registered_networks",
@@ -27,21 +30,28 @@ Builder = Callable[[int, int], nn.Module]
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A registered network.
+    """A network of an experiment.
 
     Attributes
     ----------
     name : str
-        Its name on the command line.
+        Its name on the command line; torchvision's and timm's with their library.
     build : callable
-        ``(in_channels, n_classes) -> nn.Module``.
+        ``(in_channels, n_classes) -> nn.Module``, which returns logits in training, too.
     input_shape : tuple of int
         Channels, height and width of the images it takes.
+    standard : pair of tuple of float, or None
+        Mean and standard deviation per channel, of pixels in [0, 1], that published weights
+        were trained with; None: those of the data set.
+    left_out : tuple of str
+        Modules that published weights have and this network has not: auxiliary heads.
     """
 
     name: str
     build: Builder
     input_shape: tuple[int, int, int]
+    standard: Standard | None = None
+    left_out: tuple[str, ...] = ()
 
 
 _NETWORKS: dict[str, NetworkSpec] = {}
@@ -96,25 +106,63 @@ def registered_networks() -> tuple[str, ...]:
 
 
 def network_spec(name: str) -> NetworkSpec:
-    """Look a network up.
+    """Look a network up; nothing is built or downloaded.
+
+    Parameters
+    ----------
+    name : str
+        A registered name; ``"torchvision:alexnet"``, ``"timm:resnet10t"``; or a library's bare
+        name, then torchvision's where both have it.
+
+    Returns
+    -------
+    NetworkSpec
+        Inception v3 and GoogLeNet of torchvision come without their auxiliary heads, which only
+        training would call: what is counted, timed and pruned is what classifies, and images may
+        be smaller than the heads take.
 
     Raises
     ------
     UnknownNameError
         No network has this name; the message lists those there are.
+    MissingDependencyError
+        The library that is named is not installed, or was built for another torch.
+
+    Examples
+    --------
+    >>> network_spec("resnet20").input_shape
+    (3, 32, 32)
     """
-    if name not in _NETWORKS:
-        raise UnknownNameError("network", name, _NETWORKS)
-    return _NETWORKS[name]
+    if name in _NETWORKS:
+        return _NETWORKS[name]
+    before, colon, _ = name.partition(":")
+    found = None if colon and before not in LIBRARIES else library_network(name)
+    if found is None:
+        ways = (f"{library}:<name>" for library in LIBRARIES)
+        raise UnknownNameError("network", name, (*_NETWORKS, *ways))
+    standard = (found.mean, found.std)
+    return NetworkSpec(found.name, _classifier(found), found.input_shape, standard, found.auxiliary)
+
+
+def _classifier(found: LibraryNetwork) -> Builder:
+    def build(in_channels: int, n_classes: int) -> nn.Module:
+        model = found.build(n_classes)
+        for name in found.auxiliary:  # as torchvision does it where it loads published weights
+            setattr(model, name, None)
+        if found.auxiliary:
+            model.aux_logits = False  # type: ignore[assignment]
+        return model
+
+    return build
 
 
 def build_network(name: str, n_classes: int = 10, *, seed: int | None = None) -> nn.Module:
-    """Build a registered network with fresh weights.
+    """Build a network with fresh weights.
 
     Parameters
     ----------
     name : str
-        A registered name.
+        See :func:`network_spec`.
     n_classes : int
         Number of logits.
     seed : int, optional
@@ -128,8 +176,8 @@ def build_network(name: str, n_classes: int = 10, *, seed: int | None = None) ->
 
     Raises
     ------
-    UnknownNameError
-        No network has this name.
+    UnknownNameError, MissingDependencyError
+        See :func:`network_spec`.
     InvalidArgumentError
         ``n_classes`` is below 2.
 
@@ -216,15 +264,37 @@ def lenet300(in_channels: int = 1, n_classes: int = 10) -> nn.Module:
     >>> sum(parameter.numel() for parameter in lenet300().parameters())
     266610
     """
-    layers: dict[str, nn.Module] = {
-        "flatten": nn.Flatten(),
-        "fc1": nn.Linear(in_channels * 28 * 28, 300),
-        "relu1": nn.ReLU(),
-        "fc2": nn.Linear(300, 100),
-        "relu2": nn.ReLU(),
-        "fc3": nn.Linear(100, n_classes),
-    }
-    return _named(layers)
+    return _perceptron(in_channels * 28 * 28, (300, 100), n_classes)
+
+
+@register_network("mlp", input_shape=(1, 28, 28))
+def mlp(in_channels: int = 1, n_classes: int = 10) -> nn.Module:
+    """MLP 784-500-300-10: 545,810 parameters for one channel, ten classes.
+
+    Parameters
+    ----------
+    in_channels : int
+        Channels of the image.
+    n_classes : int
+        Number of logits.
+
+    Returns
+    -------
+    nn.Module
+        Takes ``[N, in_channels, 28, 28]`` float32, returns logits ``[N, n_classes]``. Layers:
+        ``fc1`` 500, ``fc2`` 300 and ``fc3``.
+
+    Notes
+    -----
+    Source: the multilayer perceptron of Ganesh, Corso and Sekeh, "MINT: Deep Network Compression
+    via Mutual Information-based Neuron Trimming" (2020).
+
+    Examples
+    --------
+    >>> sum(parameter.numel() for parameter in mlp().parameters())
+    545810
+    """
+    return _perceptron(in_channels * 28 * 28, (500, 300), n_classes)
 
 
 @register_network("debbi", input_shape=(1, 28, 28))
@@ -279,6 +349,16 @@ def _register_cifar_resnets() -> None:
 
 
 _register_cifar_resnets()
+
+
+def _perceptron(inputs: int, hidden: tuple[int, ...], n_classes: int) -> nn.Module:
+    layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
+    for number, width in enumerate((*hidden, n_classes), 1):
+        layers[f"fc{number}"] = nn.Linear(inputs, width)
+        if number <= len(hidden):
+            layers[f"relu{number}"] = nn.ReLU()
+        inputs = width
+    return _named(layers)
 
 
 def _named(layers: dict[str, nn.Module]) -> nn.Module:

@@ -19,7 +19,14 @@ from causalprune.experiments.records import (
     write_json,
 )
 
-__all__ = ["CONFIG_FILE", "checkpoint_file", "open_output", "read_rows", "score_file"]
+__all__ = [
+    "CONFIG_FILE",
+    "checkpoint_file",
+    "folder_name",
+    "open_output",
+    "read_rows",
+    "score_file",
+]
 
 CONFIG_FILE = "config.json"
 _FOLDERS = ("checkpoints", "scores")
@@ -32,7 +39,12 @@ def checkpoint_file(out: Path, checkpoint: int) -> Path:
 
 def score_file(out: Path, checkpoint: int, method: str) -> Path:
     """Where a checkpoint's scores by a method are."""
-    return out / "scores" / f"{checkpoint}-{re.sub(r'[^a-zA-Z0-9_.-]', '_', method)}.npz"
+    return out / "scores" / folder_name(f"{checkpoint}-{method}.npz")
+
+
+def folder_name(text: str) -> str:
+    """Return a text with ``_`` for what the names of files and folders cannot have everywhere."""
+    return re.sub(r"[^a-zA-Z0-9_.-]", "_", text)
 
 
 def open_output(

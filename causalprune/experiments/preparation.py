@@ -10,26 +10,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from causalprune.errors import InvalidArgumentError
+from causalprune.errors import DataError, InvalidArgumentError
 from causalprune.experiments.checks import compare_scores
 from causalprune.experiments.config import RunConfig
 from causalprune.experiments.datasets import DataSplits
 from causalprune.experiments.design import derive_seed
-from causalprune.experiments.networks import build_network
+from causalprune.experiments.networks import build_network, network_spec
 from causalprune.experiments.outputs import CONFIG_FILE, checkpoint_file, score_file
 from causalprune.experiments.progress import Stages, stage
 from causalprune.experiments.records import read_json, write_json
 from causalprune.experiments.training import train
-from causalprune.experiments.weights import load_weights, save_weights
+from causalprune.experiments.weights import load_weights, save_weights, sha256_of
 from causalprune.scoring import Scores, resolve_method, score
 from causalprune.scoring.outcomes import DEFAULT_OUTCOME
 
 __all__ = [
     "REFERENCE_METHOD",
+    "check_network",
     "check_scores",
     "outcomes_used",
     "score_networks",
     "train_networks",
+    "weight_digests",
     "weight_files",
 ]
 
@@ -50,6 +52,49 @@ def weight_files(weights: str | os.PathLike[str] | None, checkpoints: int) -> di
             "checkpoints=1 (--checkpoints 1) or a folder with 0.pt, 1.pt, ..."
         )
     return {0: path}
+
+
+def weight_digests(given: Mapping[int, Path]) -> dict[str, str] | None:
+    """Return the SHA-256 digest of each file, by checkpoint number; None where there are none."""
+    return {str(number): sha256_of(file) for number, file in given.items()} or None
+
+
+def check_network(config: RunConfig, splits: DataSplits, given: Mapping[int, Path]) -> None:
+    """Refuse images and weights that do not fit the network, before anything is trained.
+
+    Parameters
+    ----------
+    config : RunConfig
+    splits : DataSplits
+        Of the network's images.
+    given : mapping of int to Path
+        Weights instead of training, by checkpoint.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The network does not take images of ``config.image_size``.
+    DataError
+        Weights are missing, broken, or those of another network.
+    """
+    if config.image_size is None and not given:
+        return
+    spec = network_spec(config.network)
+    model = build_network(config.network, len(splits.classes), seed=config.seed).eval()
+    try:
+        with torch.no_grad():
+            model(splits.test[0][:1])
+    except Exception as error:  # a network refuses a size in words and types of its own
+        height, width = splits.test[0].shape[-2:]
+        raise InvalidArgumentError(
+            f"image_size: network {spec.name!r} does not take images of {height} x {width} "
+            f"(its own: {spec.input_shape[1]} x {spec.input_shape[2]}): {error}"
+        ) from error
+    for number, file in given.items():
+        try:
+            load_weights(model, file, left_out=spec.left_out)
+        except DataError as error:
+            raise DataError(f"network {spec.name!r}, checkpoint {number}: {error}") from error
 
 
 def train_networks(
@@ -73,7 +118,7 @@ def train_networks(
             if file.is_file():
                 load_weights(model, file)
             elif number in given:
-                load_weights(model, given[number])
+                load_weights(model, given[number], left_out=network_spec(config.network).left_out)
                 save_weights(model, file)
             else:
                 _refuse_if_weights_were_given(folder, number)
@@ -113,10 +158,14 @@ def score_networks(
     networks: list[nn.Module],
     progress: bool | Stages,
 ) -> tuple[dict[tuple[int, str], Scores], dict[tuple[int, str], str]]:
-    """Score every network by every method and by the reference; note what went wrong."""
+    """Score every network by every method and (unless told not to) by the reference.
+
+    Beside the scores, it is noted what went wrong.
+    """
     scores: dict[tuple[int, str], Scores] = {}
     problems: dict[tuple[int, str], str] = {}
-    methods = list(dict.fromkeys([*config.methods, REFERENCE_METHOD]))
+    reference = (REFERENCE_METHOD,) if config.check_by_ablation else ()
+    methods = list(dict.fromkeys([*config.methods, *reference]))
     title = f"scoring units by {', '.join(methods)}"
     with stage(title, len(networks) * len(methods), progress=progress) as advance:
         for number, model in enumerate(networks):

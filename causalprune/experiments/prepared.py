@@ -57,14 +57,16 @@ class Prepared:
 
 
 def splits_of(config: RunConfig) -> DataSplits:
-    """Load the images of an experiment, in the shape that its network takes."""
+    """Load the images of an experiment, in the shape and scale that its network takes."""
+    spec, size = network_spec(config.network), config.image_size
     return load_data(
         config.data,
         root=config.data_root,
-        input_shape=network_spec(config.network).input_shape,
+        input_shape=spec.input_shape if size is None else (spec.input_shape[0], size, size),
         calibration=config.calibration,
         train_limit=config.train_limit,
         test_limit=config.test_limit,
+        standard=spec.standard,
     )
 
 
@@ -174,16 +176,18 @@ def _shifted(
 
 
 def filled_in(config: RunConfig) -> RunConfig:
-    """Return the configuration with the defaults that depend on the data set.
+    """Return the configuration with the network's full name and the data set's defaults.
 
     Raises
     ------
     UnknownNameError
-        Network, data set or method is not registered.
+        Network, data set or method is not known.
+    MissingDependencyError
+        The library that the network is of is not installed.
     InvalidArgumentError
         A method cannot measure the outcome.
     """
-    network_spec(config.network)
+    network = network_spec(config.network).name
     source = data_source(config.data)
     outcome = resolve_outcome(config.outcome)
     for name in config.methods:
@@ -198,6 +202,7 @@ def filled_in(config: RunConfig) -> RunConfig:
             )
     return replace(
         config,
+        network=network,
         epochs=source.epochs if config.epochs is None else config.epochs,
         retrain_epochs=(
             source.retrain_epochs if config.retrain_epochs is None else config.retrain_epochs

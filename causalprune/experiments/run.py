@@ -21,12 +21,11 @@ from causalprune.experiments.outputs import (
     open_output,
     read_rows,
 )
-from causalprune.experiments.preparation import weight_files
+from causalprune.experiments.preparation import check_network, weight_digests, weight_files
 from causalprune.experiments.prepared import filled_in, prepare, repeatable_kernels, splits_of
 from causalprune.experiments.progress import stage
 from causalprune.experiments.records import TRIALS_FILE, append_trial, read_trials
 from causalprune.experiments.trial import Checkpoint, Setting, run_trial
-from causalprune.experiments.weights import sha256_of
 from causalprune.measures import torch_threads
 
 __all__ = ["RunResult", "run_experiment"]
@@ -88,7 +87,7 @@ def run_experiment(
         Finish the run that ``out`` holds. Trials on disk are kept, failed ones tried again.
     weights : path-like, optional
         Weights to load instead of training: a file (for one checkpoint), or a folder with
-        ``0.pt``, ``1.pt`` and so on.
+        ``0.pt``, ``1.pt`` and so on; default: ``config.weights``.
     progress : bool
         Show progress: bars on a terminal, one line a stage elsewhere.
 
@@ -101,14 +100,14 @@ def run_experiment(
     Raises
     ------
     UnknownNameError
-        Network, data set or method is not registered.
+        Network, data set or method is not known.
     DataError
-        Files of the data set or weights are missing or broken.
+        Files of the data set or weights are missing or broken, or weights do not fit the network.
     OutputExistsError
         ``out`` is not empty and ``resume`` is false.
     InvalidArgumentError
-        The run to resume has another configuration, or ``weights`` does not fit
-        ``config.checkpoints``.
+        The run to resume has another configuration, ``weights`` does not fit
+        ``config.checkpoints``, or the network does not take images of ``config.image_size``.
     RecordError
         ``out`` holds no run, or its records are broken.
 
@@ -125,11 +124,11 @@ def run_experiment(
     """
     _native.chosen_isa()  # a wrong CAUSALPRUNE_ISA ends the run here, not every trial
     config = filled_in(config)
-    given = weight_files(weights, config.checkpoints)
+    given = weight_files(config.weights if weights is None else weights, config.checkpoints)
     data = splits_of(config)
+    check_network(config, data, given)
     folder = Path(out)
-    digests = {str(number): sha256_of(file) for number, file in given.items()}
-    open_output(folder, config, resume=resume, weights_sha256=digests or None)
+    open_output(folder, config, resume=resume, weights_sha256=weight_digests(given))
     rows = read_rows(folder)
     _check_rows(rows, config, folder)
     with torch_threads(config.threads), repeatable_kernels():

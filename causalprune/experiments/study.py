@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import pandas as pd
 from causalprune import _native
 from causalprune.errors import InvalidArgumentError, RecordError, UnknownNameError
 from causalprune.experiments.corruptions import CORRUPTIONS
-from causalprune.experiments.prepared import filled_in
+from causalprune.experiments.networks import network_spec
+from causalprune.experiments.preparation import check_network, weight_digests
+from causalprune.experiments.prepared import filled_in, splits_of
 from causalprune.experiments.records import SHIFT_COLUMNS, TRIAL_COLUMNS
 from causalprune.experiments.store import StudyStore
 from causalprune.experiments.store_artefacts import Artefact
@@ -34,7 +36,7 @@ from causalprune.experiments.study_progress import following
 from causalprune.experiments.study_ray import ray_executor
 from causalprune.experiments.study_spec import NOISE, StudyCell, StudySpec, study_cells
 from causalprune.experiments.study_tables import plan_lines, rows_by_shift
-from causalprune.experiments.study_work import StudyWork
+from causalprune.experiments.study_work import StudyWork, given_weights
 from causalprune.measures import machine_info
 from causalprune.measures.prune_potential import DELTA
 
@@ -98,8 +100,8 @@ class Study:
             The file is not there or does not describe a study.
         """
         spec = read_study_file(path)
-        for block in spec.blocks:
-            filled_in(block)
+        named = (replace(b, network=filled_in(b).network) for b in spec.blocks)
+        spec = replace(spec, blocks=tuple(named))
         for shift in spec.shifts:
             if shift.name not in (NOISE, *CORRUPTIONS):
                 raise UnknownNameError("shift", shift.name, (NOISE, *CORRUPTIONS))
@@ -168,9 +170,13 @@ class Study:
             The address does not answer, no node can run a trial, or causalprune is missing there
             or of another version. What was recorded stays; the other trials are queued again.
         RecordError
-            The folder holds another study, or cannot be written.
+            The folder holds another study (its weights may be the difference), or cannot be
+            written.
         DataError
-            Images are missing or broken.
+            Images or weights are missing or broken, or weights are those of another network; of a
+            new study nothing is written then.
+        InvalidArgumentError
+            A network does not take images of its `image_size`; likewise.
         """
         if executor not in EXECUTORS:
             raise UnknownNameError("executor", executor, EXECUTORS)
@@ -181,6 +187,8 @@ class Study:
         _native.chosen_isa()  # a wrong CAUSALPRUNE_ISA ends the study here, not every trial
         chosen = nullcontext(run_here) if executor == "local" else ray_executor(address)
         cells = study_cells(self.spec)
+        if not (self.folder / STORE_FILE).exists():
+            self._check_blocks()
         worker = Worker.here()
         with chosen as execute, self._store(cells) as store, ending(worker):
             if retry_failed:
@@ -296,8 +304,24 @@ class Study:
 
     def _store(self, cells: tuple[StudyCell, ...]) -> StudyStore:
         trials = [_described(self.spec, entry) for entry in cells]
-        described = self._recorded() or self.spec.to_dict()
+        described = self._recorded() or self._described()
         return StudyStore.create(self.folder, described, trials, columns=STUDY_COLUMNS)
+
+    def _described(self) -> dict[str, Any]:
+        described = self.spec.to_dict()
+        digests = {
+            str(number): weight_digests(given_weights(config))
+            for number, config in enumerate(self.spec.blocks)
+            if config.weights is not None
+        }
+        if digests:  # by block; other weights are another study
+            described["weights_sha256"] = digests
+        return described
+
+    def _check_blocks(self) -> None:
+        for block in self.spec.blocks:
+            config = filled_in(block)
+            check_network(config, splits_of(config), given_weights(config))
 
     def _recorded(self) -> dict[str, Any] | None:
         """Return what the folder's store holds, if it describes this study.
@@ -308,9 +332,12 @@ class Study:
             return None
         try:
             with StudyStore.open(self.folder) as store:
-                return store.study if StudySpec.from_dict(store.study) == self.spec else None
+                recorded = store.study
+                same = StudySpec.from_dict(recorded) == self.spec
         except (KeyError, RecordError, InvalidArgumentError):
             return None  # a study of another kind, or none; who makes it there says what is wrong
+        weights = self._described().get("weights_sha256")
+        return recorded if same and recorded.get("weights_sha256") == weights else None
 
 
 def _described(spec: StudySpec, entry: StudyCell) -> dict[str, Any]:
@@ -319,7 +346,7 @@ def _described(spec: StudySpec, entry: StudyCell) -> dict[str, Any]:
         "trial": cell.trial,
         "order": cell.order,
         "block": entry.block,
-        "architecture": spec.blocks[entry.block].network,
+        "architecture": network_spec(spec.blocks[entry.block].network).name,
         "checkpoint": cell.checkpoint,
         "method": cell.method,
         "ratio": cell.ratio,

@@ -11,6 +11,7 @@ from torch import nn
 
 from causalprune.experiments.config import RunConfig
 from causalprune.experiments.networks import build_network
+from causalprune.experiments.preparation import check_network, weight_files
 from causalprune.experiments.prepared import filled_in, splits_of
 from causalprune.experiments.shift_rows import rows_by_shift
 from causalprune.experiments.study_spec import StudySpec, study_cells
@@ -39,6 +40,9 @@ def plan_lines(spec: StudySpec, folder: Path) -> list[str]:
         config = filled_in(block)
         own = sum(entry.block == number for entry in cells)
         train, trial, model = _estimates(config)
+        trained = f"trained for {config.epochs} epochs"
+        if config.weights is not None:
+            train, trained = 0.0, f"read from {config.weights}"
         seconds += config.checkpoints * train + own * trial
         disk += config.checkpoints * parameter_bytes(model) + sum(
             estimated_bytes(
@@ -52,8 +56,8 @@ def plan_lines(spec: StudySpec, folder: Path) -> list[str]:
             if entry.block == number
         )
         lines.append(
-            f"{config.network} on {config.data}: {config.checkpoints} networks trained for "
-            f"{config.epochs} epochs, scored by {', '.join(config.methods)}; {own} trials over "
+            f"{config.network} on {config.data}: {config.checkpoints} networks {trained}, "
+            f"scored by {', '.join(config.methods)}; {own} trials over "
             f"ratios {', '.join(f'{ratio:g}' for ratio in config.ratios)}, each retrained for "
             f"{config.retrain_epochs} epochs"
         )
@@ -70,6 +74,7 @@ def plan_lines(spec: StudySpec, folder: Path) -> list[str]:
 def _estimates(config: RunConfig) -> tuple[float, float, nn.Module]:
     """Seconds to train a network, seconds to retrain one, and the network."""
     splits = splits_of(config)
+    check_network(config, splits, weight_files(config.weights, config.checkpoints))
     model = build_network(config.network, len(splits.classes), seed=config.seed)
     images, labels = (part[: config.batch_size] for part in splits.train)
     with torch_threads(config.threads):

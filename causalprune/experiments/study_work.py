@@ -9,7 +9,8 @@ from typing import Any
 
 from causalprune.errors import DivergedError
 from causalprune.experiments.config import RunConfig
-from causalprune.experiments.outputs import open_output
+from causalprune.experiments.outputs import folder_name, open_output
+from causalprune.experiments.preparation import weight_digests, weight_files
 from causalprune.experiments.prepared import (
     Prepared,
     filled_in,
@@ -27,7 +28,7 @@ from causalprune.experiments.trial import run_trial
 from causalprune.experiments.trial_artefacts import TrialArtefacts
 from causalprune.measures import torch_threads
 
-__all__ = ["StudyWork", "prepared_block", "study_row"]
+__all__ = ["StudyWork", "given_weights", "prepared_block", "study_row"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class StudyWork:
         self.follower.ended(self.cells[trial].block, told, status)
 
 
+def given_weights(config: RunConfig) -> dict[int, Path]:
+    """Find the files that stand in for training, by checkpoint number."""
+    return weight_files(config.weights, config.checkpoints)
+
+
 def prepared_block(work: StudyWork, number: int) -> Prepared | DivergedError:
     """Train and score the networks of a block, or load what the study's folder has of them.
 
@@ -83,16 +89,17 @@ def prepared_block(work: StudyWork, number: int) -> Prepared | DivergedError:
         The error where the loss of a network became infinite or NaN.
     """
     config = filled_in(work.spec.blocks[number])
-    folder = work.folder / BLOCKS / f"{number}-{config.network}"
+    folder = work.folder / BLOCKS / folder_name(f"{number}-{config.network}")
+    given = given_weights(config)
     stages = work.follower.stages(folder)
     with preparing(folder), torch_threads(config.threads), repeatable_kernels():
         there = folder.is_dir() and any(folder.iterdir())
-        open_output(folder, config, resume=there, weights_sha256=None)
+        open_output(folder, config, resume=there, weights_sha256=weight_digests(given))
         with stages("loading images", 1):
             splits = splits_of(config)
         try:
             return prepare(
-                config, splits, folder, given={}, shifts=work.spec.shifts, progress=stages
+                config, splits, folder, given=given, shifts=work.spec.shifts, progress=stages
             )
         except DivergedError as error:
             return error

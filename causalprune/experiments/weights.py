@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,9 @@ def weights_content(model: nn.Module) -> bytes:
     return stream.getvalue()
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_weights(
+    model: nn.Module, path: str | os.PathLike[str], *, left_out: Sequence[str] = ()
+) -> None:
     """Load a state dictionary into a network.
 
     Parameters
@@ -50,6 +52,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         A file written by ``torch.save``: a state dictionary, or one under the key
         ``state_dict``; a prefix ``module.`` on every name is taken off. Read with
         ``weights_only=True``. Or a ``.safetensors`` file, where safetensors is installed.
+    left_out : sequence of str
+        Modules whose tensors the file may have though the network has no such module.
 
     Raises
     ------
@@ -76,7 +80,12 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     except Exception as error:  # an unpickler trips over bad bytes in many ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{file}: not readable as weights ({reason})") from error
-    state = _state_of(content, file)
+    beside = tuple(f"{name}." for name in left_out)
+    state = {
+        name: value
+        for name, value in _state_of(content, file).items()
+        if not name.startswith(beside)
+    }
     own = model.state_dict()
     problems = [
         *(

@@ -42,6 +42,10 @@ def test_round_trip_through_json() -> None:
         ({"latency_batches": (1.5,)}, "latency_batches: expected an integer, got 1.5"),
         ({"latency_batches": (8, 16)}, r"latency_batches: .* only once, got \[16, 8, 16\]"),
         ({"device": "tpu"}, "device: expected auto, cpu, cuda"),
+        ({"image_size": 0}, "image_size: expected at least 1, got 0"),
+        ({"image_size": "32"}, "image_size: expected an integer, got '32'"),
+        ({"weights": 3}, "weights: expected the path of a file or folder, got 3"),
+        ({"check_by_ablation": "no"}, "check_by_ablation: expected true or false, got 'no'"),
     ],
 )
 def test_values_out_of_range(wrong: dict[str, Any], words: str) -> None:
@@ -63,6 +67,19 @@ def test_other_schemas_and_missing_fields_are_refused() -> None:
     del values["seed"]
     with pytest.raises(RecordError, match="fields are missing: seed"):
         RunConfig.from_dict(values)
+
+
+def test_records_from_before_a_field_are_read_as_its_default() -> None:
+    values = RunConfig().to_dict()
+    assert not {"image_size", "weights", "check_by_ablation"} & set(values)
+    later = RunConfig(image_size=64, weights="a.pt", check_by_ablation=False)
+    assert RunConfig.from_dict(values) == RunConfig()
+    assert RunConfig.from_dict(later.to_dict()) == later
+    assert RunConfig().differences(later) == [
+        "image_size: None -> 64",
+        "weights: None -> a.pt",
+        "check_by_ablation: True -> False",
+    ]
 
 
 def test_every_cell_once_in_an_order_that_follows_the_seed() -> None:

@@ -156,7 +156,7 @@ def test_a_study_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
     described, cells = study.spec.to_dict(), study_cells(study.spec)
     for block in described["blocks"]:
         for name in ("optimiser", "augment", "latency_batches"):
-            del block[name]
+            block.pop(name, None)
     first = tuple(column for column in TRIAL_COLUMNS if column.since == 1) + SHIFT_COLUMNS
     trials = [_described(study.spec, entry) for entry in cells]
     with StudyStore.create(study.folder, described, trials, columns=first) as store:
