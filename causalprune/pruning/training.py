@@ -58,8 +58,8 @@ def fit(
         Returns logits ``[N, K]``; every module's mode is given back, also after an error.
     data : pair of Tensor, Dataset, DataLoader, or iterable of (inputs, targets)
         Images ``[N, ...]`` float32 and classes ``[N]`` int64. Tensors and data sets are shuffled
-        and cut here; a loader keeps its own order and batch size, an iterable without a length
-        is read once and kept.
+        and cut here (of tensors, a last image alone joins the batch before it); a loader keeps its
+        own order and batch size, an iterable without a length is read once and kept.
     optimiser : torch.optim.Optimizer
         Of the network's parameters.
     rate : callable
@@ -245,18 +245,26 @@ def _step(
 
 @dataclass(frozen=True)
 class _Tensors:
-    """Images and classes in memory, shuffled anew for every epoch."""
+    """Images and classes in memory, shuffled anew for every epoch.
+
+    A last image that would be a batch by itself joins the one before: batch norms behind which
+    an image is one pixel cannot train on a single value.
+    """
 
     images: Tensor
     labels: Tensor
     batch_size: int
 
     def __len__(self) -> int:
-        return math.ceil(len(self.labels) / self.batch_size)
+        counted = len(self.labels) - (self.batch_size > 1)
+        return max(1, math.ceil(counted / self.batch_size))
 
     def epoch(self, order: torch.Generator) -> Iterator[Batch]:
         permutation = torch.randperm(len(self.labels), generator=order).to(self.images.device)
-        for chosen in torch.split(permutation, self.batch_size):
+        batches = list(torch.split(permutation, self.batch_size))
+        if len(batches) > len(self):
+            batches[-2:] = [torch.cat(batches[-2:])]
+        for chosen in batches:
             yield self.images[chosen], self.labels[chosen]
 
 

@@ -70,6 +70,27 @@ def test_modes_are_restored_and_no_epochs_change_nothing() -> None:
     assert not any(module.training for module in model.modules())
 
 
+@pytest.mark.parametrize(
+    ("images", "batch_size", "sizes"),
+    [(33, 16, [16, 17]), (32, 16, [16, 16]), (34, 16, [16, 16, 2]), (3, 1, [1, 1, 1]), (1, 4, [1])],
+)
+def test_no_image_is_left_out_or_by_itself(images: int, batch_size: int, sizes: list[int]) -> None:
+    seen: list[torch.Tensor] = []
+    model = _network()
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    data = _data(images)
+    log = train(model, data, epochs=1, batch_size=batch_size)
+    assert [len(batch) for batch in seen] == sizes and log.steps == len(sizes)
+    together = torch.cat(seen)
+    assert torch.equal(together.sort(0).values, data[0].sort(0).values)
+
+
+def test_a_batch_norm_behind_one_pixel_trains_on_any_number_of_images() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    train(model, _data(17), epochs=1, batch_size=8)
+    assert int(model[1].num_batches_tracked) == 2
+
+
 def test_every_epoch_is_reported() -> None:
     seen: list[tuple[int, float]] = []
     log = train(_network(), _data(), epochs=3, on_epoch=lambda *report: seen.append(report))
