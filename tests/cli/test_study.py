@@ -123,6 +123,7 @@ def test_the_readme_explains_every_key_with_its_default() -> None:
     for key, value in values.items():
         parts = value if isinstance(value, tuple) else (value,)
         shown = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in parts)
+        shown = shown.lower() if isinstance(value, bool) else shown  # as YAML has it
         assert told[key] == ("none" if value in (None, ()) else shown), key
 
 
