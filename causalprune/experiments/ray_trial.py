@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import pickle
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from causalprune.errors import DivergedError
 from causalprune.experiments.config import RunConfig
-from causalprune.experiments.prepared import Prepared, moved
+from causalprune.experiments.datasets import DataSplits
+from causalprune.experiments.prepared import Prepared, moved, prepare, repeatable_kernels
 from causalprune.experiments.store_workers import Worker
-from causalprune.experiments.study_spec import StudyCell
+from causalprune.experiments.study_spec import Shift, StudyCell
 from causalprune.experiments.study_work import study_row
 from causalprune.experiments.trial_artefacts import TrialArtefacts
-from causalprune.measures import machine_info
+from causalprune.measures import machine_info, torch_threads
 
-__all__ = ["remote_trial", "task"]
+__all__ = ["BlockOrder", "files_in", "remote_block", "remote_trial", "task"]
 
 # The block that the trials of this process last were of: most blocks fill much of a worker's
 # memory, and a trial takes long beside loading one.
@@ -32,11 +37,11 @@ def task() -> Callable[..., dict[str, Any]]:
     Returns
     -------
     callable
-        Of the driver's version of causalprune and the arguments of `remote_trial`; returns its
-        result, or ``{"refused": reason}``.
+        Of the driver's version of causalprune, the name of a function of this module and its
+        arguments; returns its result, or ``{"refused": reason}``.
     """
 
-    def run(version: str, *arguments: Any) -> dict[str, Any]:
+    def run(version: str, name: str, *arguments: Any) -> dict[str, Any]:
         import platform
         from importlib.metadata import PackageNotFoundError
         from importlib.metadata import version as version_of
@@ -50,11 +55,93 @@ def task() -> Callable[..., dict[str, Any]]:
                 "refused": f"node {platform.node()} has causalprune {found}, expected {version} "
                 "as here; install it on every node"
             }
-        from causalprune.experiments.ray_trial import remote_trial
+        from causalprune.experiments import ray_trial
 
-        return remote_trial(*arguments)
+        result: dict[str, Any] = getattr(ray_trial, name)(*arguments)
+        return result
 
     return run
+
+
+@dataclass(frozen=True)
+class BlockOrder:
+    """A block to prepare on a node that has neither the images nor the study's folder.
+
+    Attributes
+    ----------
+    config : RunConfig
+    splits : DataSplits
+    shifts : tuple of Shift
+    files : dict of str to bytes
+        What the block's folder holds so far, by path.
+    given : dict of int to bytes
+        Weights instead of training, by checkpoint: the content of their files.
+    """
+
+    config: RunConfig
+    splits: DataSplits
+    shifts: tuple[Shift, ...]
+    files: dict[str, bytes]
+    given: dict[int, bytes]
+
+
+def remote_block(order: bytes, device: str) -> dict[str, Any]:
+    """Train and score the networks of a block in a worker of the cluster.
+
+    Parameters
+    ----------
+    order : bytes
+        A pickled `BlockOrder`.
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+
+    Returns
+    -------
+    dict
+        ``block``: the pickled `Prepared`, on the CPU; ``files``: those that came to the folder.
+        Or ``diverged``: the error of networks that did not train.
+    """
+    import ray
+
+    wanted: BlockOrder = pickle.loads(order)
+    config = wanted.config
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path, content in wanted.files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+        for kept in ("checkpoints", "scores"):
+            (folder / kept).mkdir(exist_ok=True)
+        given = {number: folder / f"given-{number}" for number in wanted.given}
+        for number, file in given.items():
+            file.write_bytes(wanted.given[number])
+        try:
+            with torch_threads(config.threads), repeatable_kernels():
+                block = prepare(
+                    replace(config, device=device),
+                    wanted.splits,
+                    folder,
+                    given=given,
+                    shifts=wanted.shifts,
+                    progress=False,
+                )
+        except DivergedError as error:
+            return {"diverged": str(error)}
+        for file in given.values():
+            file.unlink()
+        files = files_in(folder)
+    block = replace(block, setting=replace(block.setting, config=config))
+    portable = moved(block, torch.device("cpu"), block.setting.machine)
+    new = {path: content for path, content in files.items() if path not in wanted.files}
+    # Ray's own pickle: networks may be classes of the user's script.
+    pickled: Callable[[Prepared], bytes] = ray.cloudpickle.dumps
+    return {"block": pickled(portable), "files": new}
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Read the files of a folder, by their path in it."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
 def remote_trial(

@@ -138,9 +138,10 @@ class Study:
             ``"local"``: one trial after the other in this process. ``"ray"``: on a Ray cluster,
             one task a trial with ``threads`` processors, and a GPU where the block's device is
             ``"cuda"``, or ``"auto"`` and the cluster has any. Networks are trained and scored
-            here and sent to the nodes, which need this version of causalprune and neither the
-            data nor this folder. Trials of workers and nodes that are lost run again elsewhere,
-            up to five times in all.
+            here (on a node, where they need a GPU and this machine has none) and sent to the
+            nodes, which need this version of causalprune and neither the data nor this folder.
+            Trials of workers and nodes that are lost run again elsewhere, up to five times in
+            all.
         address : str, optional
             Of the cluster: ``"host:6379"``, ``"ray://host:10001"`` or ``"auto"``. Default: Ray
             as this process has started it, ``RAY_ADDRESS``, or else a Ray of this machine alone,

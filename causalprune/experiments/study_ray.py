@@ -6,14 +6,18 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from causalprune.errors import ClusterError, DivergedError
-from causalprune.experiments.prepared import moved
+from causalprune.experiments.config import RunConfig
+from causalprune.experiments.datasets import DataSplits
+from causalprune.experiments.prepared import Prepared, moved
 from causalprune.experiments.ray_cluster import (
     TaskSize,
     cluster_offers_gpus,
@@ -21,10 +25,16 @@ from causalprune.experiments.ray_cluster import (
     slots_of,
     unmet,
 )
-from causalprune.experiments.ray_trial import task
+from causalprune.experiments.ray_trial import BlockOrder, files_in, task
 from causalprune.experiments.store_reader import MAX_ATTEMPTS
-from causalprune.experiments.study_work import StudyWork, prepared_block, study_row
+from causalprune.experiments.study_work import (
+    StudyWork,
+    given_weights,
+    prepared_block,
+    study_row,
+)
 from causalprune.experiments.trial_artefacts import TrialArtefacts
+from causalprune.files import replace_file
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -109,7 +119,7 @@ def _submit(run: _Run, remote: Any) -> bool:
     if problem := unmet(nodes, size):
         raise ClusterError(problem)
     if entry.block not in run.sent:
-        run.sent[entry.block] = _sent(run, entry.block)
+        run.sent[entry.block] = _sent(run, remote, entry.block, size)
     sent = run.sent[entry.block]
     if isinstance(sent, DivergedError):
         nothing = TrialArtefacts()
@@ -120,6 +130,7 @@ def _submit(run: _Run, remote: Any) -> bool:
         name=f"trial {claimed.trial}", num_cpus=size.cpus, num_gpus=size.gpus
     ).remote(
         version("causalprune"),
+        "remote_trial",
         f"{run.key}-{entry.block}",
         [sent],
         "cuda" if size.gpus else "cpu",
@@ -131,8 +142,12 @@ def _submit(run: _Run, remote: Any) -> bool:
     return True
 
 
-def _sent(run: _Run, number: int) -> Any:
-    block = prepared_block(run.work, number)
+def _sent(run: _Run, remote: Any, number: int, size: TaskSize) -> Any:
+    # Networks for a GPU are trained on one, and the driver's machine need not have it.
+    elsewhere = None
+    if size.gpus and not torch.cuda.is_available():
+        elsewhere = partial(_prepared_on_node, run, remote, size)
+    block = prepared_block(run.work, number, elsewhere)
     if isinstance(block, DivergedError):
         return block
     cpu = torch.device("cpu")
@@ -141,24 +156,63 @@ def _sent(run: _Run, number: int) -> Any:
     return run.ray.put(run.ray.cloudpickle.dumps(portable))
 
 
+def _prepared_on_node(
+    run: _Run, remote: Any, size: TaskSize, config: RunConfig, splits: DataSplits, folder: Path
+) -> Prepared:
+    given = {number: file.read_bytes() for number, file in given_weights(config).items()}
+    order = BlockOrder(config, splits, run.work.spec.shifts, files_in(folder), given)
+    reference = remote.options(
+        name=f"block {folder.name}", num_cpus=size.cpus, num_gpus=size.gpus
+    ).remote(
+        version("causalprune"),
+        "remote_block",
+        run.ray.cloudpickle.dumps(order),
+        "cuda" if size.gpus else "cpu",
+    )
+    try:
+        result = _result(run, reference, f"block {folder.name}")
+    except BaseException:
+        run.ray.cancel(reference)
+        raise
+    if "diverged" in result:
+        raise DivergedError(result["diverged"])
+    for path, content in result["files"].items():
+        replace_file(folder / path, content)
+    block: Prepared = run.ray.cloudpickle.loads(result["block"])
+    return block
+
+
 def _record(run: _Run, reference: Any) -> None:
     work, trial = run.work, run.trials[reference]
-    errors = run.ray.exceptions
     try:
-        result = run.ray.get(reference)
-    except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
-        reason = f"its worker ended {MAX_ATTEMPTS} times without a result, last: {error}"
-        result = {"row": {"status": "failed", "error": reason}}
-    except errors.RayTaskError as error:
-        raise ClusterError(f"trial {trial}: a node failed: {_cause(error)}") from error
-    except errors.RayError as error:
-        raise ClusterError(f"trial {trial}: Ray failed: {_cause(error)}") from error
-    if "refused" in result:
-        raise ClusterError(result["refused"])
-    if "node" in result:
+        result = _result(run, reference, f"trial {trial}")
+    except _WorkersLostError as error:
+        result = {"row": {"status": "failed", "error": str(error)}}
+    else:
         _record_machine(run, result)
     work.finish(trial, result["row"], result.get("artefacts", {}))
     del run.trials[reference]
+
+
+class _WorkersLostError(ClusterError):
+    """A task has ended its worker, or lost its node, as often as it may."""
+
+
+def _result(run: _Run, reference: Any, what: str) -> dict[str, Any]:
+    errors = run.ray.exceptions
+    try:
+        result: dict[str, Any] = run.ray.get(reference)
+    except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
+        raise _WorkersLostError(
+            f"{what}: its worker ended {MAX_ATTEMPTS} times without a result, last: {error}"
+        ) from error
+    except errors.RayTaskError as error:
+        raise ClusterError(f"{what}: a node failed: {_cause(error)}") from error
+    except errors.RayError as error:
+        raise ClusterError(f"{what}: Ray failed: {_cause(error)}") from error
+    if "refused" in result:
+        raise ClusterError(result["refused"])
+    return result
 
 
 def _record_machine(run: _Run, result: dict[str, Any]) -> None:

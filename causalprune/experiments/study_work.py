@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from causalprune.errors import DivergedError
 from causalprune.experiments.config import RunConfig
+from causalprune.experiments.datasets import DataSplits
 from causalprune.experiments.outputs import folder_name, open_output
 from causalprune.experiments.preparation import weight_digests, weight_files
 from causalprune.experiments.prepared import (
@@ -73,7 +74,11 @@ def given_weights(config: RunConfig) -> dict[int, Path]:
     return weight_files(config.weights, config.checkpoints)
 
 
-def prepared_block(work: StudyWork, number: int) -> Prepared | DivergedError:
+def prepared_block(
+    work: StudyWork,
+    number: int,
+    elsewhere: Callable[[RunConfig, DataSplits, Path], Prepared] | None = None,
+) -> Prepared | DivergedError:
     """Train and score the networks of a block, or load what the study's folder has of them.
 
     Parameters
@@ -82,6 +87,8 @@ def prepared_block(work: StudyWork, number: int) -> Prepared | DivergedError:
         Another process that prepares the same block in its folder is waited for.
     number : int
         Which block.
+    elsewhere : callable, optional
+        What does it on another machine, given configuration, images and the block's folder.
 
     Returns
     -------
@@ -98,6 +105,8 @@ def prepared_block(work: StudyWork, number: int) -> Prepared | DivergedError:
         with stages("loading images", 1):
             splits = splits_of(config)
         try:
+            if elsewhere is not None:
+                return elsewhere(config, splits, folder)
             return prepare(
                 config, splits, folder, given=given, shifts=work.spec.shifts, progress=stages
             )

@@ -180,6 +180,19 @@ def test_a_released_trial_is_the_next_one_again(store: StudyStore) -> None:
     assert again is not None and (again.trial, again.attempt) == (trial, 1)
 
 
+def test_a_worker_gives_back_all_that_it_holds_and_nothing_else(store: StudyStore) -> None:
+    worker, other = Worker.here(), Worker.here()
+    done, left, others = claimed(store, worker), claimed(store, worker), claimed(store, other)
+    store.finish(done, worker, ENDED)
+    store.release(None, worker)
+    store.release(None, worker)  # holds none by now
+    status = store.status()
+    assert (status.finished, status.running, status.queued) == (1, 1, 4)
+    again = store.claim(Worker.here())
+    assert again is not None and (again.trial, again.attempt) == (left, 1)
+    store.finish(others, other, ENDED)
+
+
 def test_a_trial_of_a_dead_process_is_taken_back_at_once(store: StudyStore) -> None:
     dead = ended_worker()
     trial = claimed(store, dead)

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -23,10 +25,17 @@ from causalprune.errors import (
     MissingDependencyError,
     UnknownNameError,
 )
-from causalprune.experiments.ray_trial import task
+from causalprune.experiments import study_ray
+from causalprune.experiments.prepared import Prepared
+from causalprune.experiments.ray_cluster import TaskSize
+from causalprune.experiments.ray_trial import files_in, task
 from causalprune.experiments.records import MEASURED_COLUMNS
 from causalprune.experiments.store import StudyStore
 from causalprune.experiments.study import Study
+from causalprune.experiments.study_progress import Follower
+from causalprune.experiments.study_spec import study_cells
+from causalprune.experiments.study_work import prepared_block, study_row
+from causalprune.experiments.trial_artefacts import TrialArtefacts
 
 TEXT = """\
 methods: [l1, bn_scale]  # LeNet-5 has no batch norm: failed trials, which stay so
@@ -126,6 +135,56 @@ def test_only_the_ray_that_we_started_is_shut_down(
     assert seen["ours is shut down"] and seen["users is kept"]
 
 
+class Here:
+    """Ray as far as one task needs it, in this process: its reference is its result."""
+
+    def options(self, **kwargs: object) -> Here:
+        assert kwargs["num_gpus"] == 1
+        return self
+
+    def remote(self, found: str, name: str, order: bytes, device: str) -> dict[str, Any]:
+        assert device == "cuda"  # which no machine of these tests need have
+        return task()(found, name, order, "cpu")
+
+
+@needs_ray
+def test_a_block_prepared_on_a_node_is_the_one_prepared_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    study = study_in(tmp_path)
+    number = 1
+    quiet = Follower({}, lambda line: None)
+
+    def work_in(name: str) -> Any:
+        return SimpleNamespace(spec=study.spec, folder=tmp_path / name, follower=quiet)
+
+    here = prepared_block(work_in("here"), number)
+    assert isinstance(here, Prepared)
+    monkeypatch.setattr(ray, "get", lambda reference: reference)
+    run: Any = SimpleNamespace(ray=ray, work=work_in("there"))
+    elsewhere = partial(study_ray._prepared_on_node, run, Here(), TaskSize(1, 1))
+    there = prepared_block(work_in("there"), number, elsewhere)
+    assert isinstance(there, Prepared)
+    kept = [files_in(tmp_path / name / "blocks") for name in ("here", "there")]
+    assert set(kept[0]) == set(kept[1]) and "1-lenet300/checkpoints/0.pt" in kept[0]
+    assert there.setting.config == here.setting.config
+    cell = next(entry for entry in study_cells(study.spec) if entry.block == number)
+    rows = [
+        study_row(study.spec.blocks[number], cell, block, TrialArtefacts())
+        for block in (here, there)
+    ]
+    same = [name for name in rows[0] if name not in MEASURED_COLUMNS]
+    assert rows[0]["status"] == "ok"
+    assert {name: rows[0][name] for name in same} == {name: rows[1][name] for name in same}
+    # What the folder holds is not made again, there either.
+    again = prepared_block(work_in("there"), number, elsewhere)
+    assert isinstance(again, Prepared)
+    assert again.checkpoints[0].accuracy == there.checkpoints[0].accuracy
+    assert files_in(tmp_path / "there" / "blocks") == kept[1]
+
+
 @needs_ray
 @pytest.mark.parametrize("kind", ["closed", "silent", "another"])
 def test_an_address_without_ray_is_named_soon(tmp_path: Path, kind: str) -> None:
@@ -184,4 +243,4 @@ def test_a_node_without_causalprune_says_so(monkeypatch: pytest.MonkeyPatch) -> 
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", missing)
-    assert "has causalprune none, expected 0.1.0" in task()("0.1.0")["refused"]
+    assert "has causalprune none, expected 0.1.0" in task()("0.1.0", "none")["refused"]
