@@ -42,6 +42,7 @@ def task() -> Callable[..., dict[str, Any]]:
     """
 
     def run(version: str, name: str, *arguments: Any) -> dict[str, Any]:
+        import os
         import platform
         from importlib.metadata import PackageNotFoundError
         from importlib.metadata import version as version_of
@@ -55,9 +56,13 @@ def task() -> Callable[..., dict[str, Any]]:
                 "refused": f"node {platform.node()} has causalprune {found}, expected {version} "
                 "as here; install it on every node"
             }
-        from causalprune.experiments import ray_trial
+        try:
+            from causalprune.experiments import ray_trial
 
-        result: dict[str, Any] = getattr(ray_trial, name)(*arguments)
+            result: dict[str, Any] = getattr(ray_trial, name)(*arguments)
+        except KeyboardInterrupt:
+            # Cancelled, perhaps amid an import: what is half imported must not serve other trials.
+            os._exit(1)
         return result
 
     return run

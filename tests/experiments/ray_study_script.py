@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,9 @@ from causalprune.experiments.study import Study
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024, "include_dashboard": False}
 FAST = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000}
+
+# Ray gives a node 30 seconds to start, which a machine with other work on it may exceed.
+NOT_STARTED = 75
 
 
 def when(ready: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
@@ -61,8 +65,12 @@ def main(folder: Path) -> dict[str, Any]:
     study = Study.from_file(folder / "small.yaml", folder / "cluster")
     wide = Study.from_file(folder / "wide.yaml", folder / "wide")
     seen: dict[str, Any] = {}
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "_system_config": dict(FAST)})
-    second = cluster.add_node(**NODE)
+    try:
+        cluster = Cluster(initialize_head=True, head_node_args={**NODE, "_system_config": FAST})
+        second = cluster.add_node(**NODE)
+    except Exception:  # so says Ray: nothing narrower
+        traceback.print_exc()
+        sys.exit(NOT_STARTED)
 
     seen["wide"] = error_of(
         lambda: wide.run(executor="ray", address=cluster.address, progress=False)
