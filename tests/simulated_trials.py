@@ -122,6 +122,17 @@ def _row(
     }
 
 
+def drawn(seed: int, *, checkpoints: int = 12, draws: int = 12, **options: float) -> pd.DataFrame:
+    """Draw method and ratio anew for every trial of a network, as a randomised study does."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for checkpoint, table in simulate(seed, checkpoints=checkpoints, **options).groupby(
+        "checkpoint"
+    ):
+        rows.append(table.iloc[rng.integers(len(table), size=draws)].assign(checkpoint=checkpoint))
+    return pd.concat(rows, ignore_index=True)
+
+
 def confounded(seed: int = 0, *, checkpoints: int = 30) -> pd.DataFrame:
     """An imported table without assignment: a hidden cause drives ratio and loss.
 

@@ -31,6 +31,8 @@ Codes = NDArray[np.int64]
 
 QUESTION = "dose-response"
 FOLDS = 5
+# Forgives 0.1 + 0.2.
+ROUNDING = 1e-9
 
 
 def double_ml(
@@ -168,20 +170,25 @@ def _fit(
 
 
 def _unsupported(frame: pd.DataFrame, treatment: str, start: float, end: float) -> str:
-    levels = frame[treatment]
-    if levels.eq(start).any() and levels.eq(end).any() and curve_grid(levels.to_numpy())[2]:
-        return effects.overlap_problem(frame, treatment, end, start)
-    ranges = frame.groupby("checkpoint")[treatment].agg(["min", "max"])
-    low, high = float(ranges["min"].max()), float(ranges["max"].min())
-    # A tenth of a millionth forgives 0.1 + 0.2.
-    if low - 1e-7 <= min(start, end) and max(start, end) <= high + 1e-7:
-        return ""
-    return (
-        f"refused: every network was tried from {low:g} to {high:g} of {name_of(treatment)} only, "
-        f"and {start:g} to {end:g} lies outside"
-        if low < high
-        else f"refused: no range of {name_of(treatment)} was tried on every network"
-    )
+    """Say which kind of network never came near a level; empty where all did."""
+    kinds = [name for name in ("architecture", "dataset") if name in frame]
+    by_level = curve_grid(frame[treatment].to_numpy(dtype=float))[2]
+    for kind, rows in frame.groupby(effects.block_codes(frame, kinds)):
+        levels = rows[treatment]
+        first = frame.loc[effects.block_codes(frame, kinds) == kind, kinds].iloc[0]
+        who = f"networks of {', '.join(map(str, first))}" if kinds else "networks"
+        for level in (start, end):
+            if not levels.min() - ROUNDING <= level <= levels.max() + ROUNDING:
+                return (
+                    f"refused: {who} were tried from {levels.min():g} to {levels.max():g} of "
+                    f"{name_of(treatment)}, and {level:g} lies outside"
+                )
+            seen = rows.loc[np.isclose(levels, level), "checkpoint"].nunique()
+            if by_level and frame[treatment].eq(level).any() and seen < 2:
+                return (
+                    f"refused: of the {who}, {seen} completed a trial at {level:g}; two are needed"
+                )
+    return ""
 
 
 def _sentence(
