@@ -7,6 +7,20 @@ statsmodels and networkx are imported by the functions that use them.
 from __future__ import annotations
 
 from causalprune.analysis.algorithm import analyze
+from causalprune.analysis.counterfactual_results import (
+    ArrowStrength,
+    Attribution,
+    Counterfactual,
+    Prediction,
+    Replay,
+    RootCause,
+)
+from causalprune.analysis.counterfactuals import (
+    CounterfactualModel,
+    cells_to_rerun,
+    counterfactual,
+    replay_error,
+)
 from causalprune.analysis.graphs import accuracy_graph, cost_graph, iisc_graph
 from causalprune.analysis.iisc import threshold_columns
 from causalprune.analysis.results import (
@@ -21,15 +35,25 @@ from causalprune.analysis.results import (
 
 __all__ = [
     "AnalysisResult",
+    "ArrowStrength",
+    "Attribution",
     "Contrast",
+    "Counterfactual",
+    "CounterfactualModel",
     "Finding",
     "Independence",
+    "Prediction",
     "Refutation",
+    "Replay",
+    "RootCause",
     "accuracy_graph",
     "analyze",
+    "cells_to_rerun",
     "cost_graph",
+    "counterfactual",
     "iisc_graph",
     "load_analyses",
+    "replay_error",
     "save_analyses",
     "threshold_columns",
 ]

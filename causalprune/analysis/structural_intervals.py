@@ -1,0 +1,236 @@
+"""Intervals of the structural model: a bootstrap over networks, scaled by held-out trials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from causalprune.analysis.structural_mechanisms import Array
+from causalprune.analysis.structural_model import (
+    CATEGORIES,
+    Structure,
+    coded,
+    fit_structure,
+    propagate,
+    reweighted,
+)
+from causalprune.analysis.structural_support import sizes_of
+
+__all__: list[str] = []
+
+CONFIDENCE = 0.95
+DRAWS = 60
+FOLDS = 10
+# Trials held out in turn for the conformal scores; more only sharpen a known quantile.
+MAX_HELD_OUT = 1000
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A fitted model with what its intervals need.
+
+    Attributes
+    ----------
+    structure : Structure
+    draws : tuple of Structure
+        Bayesian bootstrap over networks.
+    scores : Mapping[str, Array]
+        By outcome: how far held-out trials of a known network lie from their predictions, in
+        predicted standard deviations.
+    scores_any : Mapping[str, Array]
+        The same for predictions that keep the mean of the architecture's networks instead.
+    """
+
+    structure: Structure
+    draws: tuple[Structure, ...]
+    scores: Mapping[str, Array]
+    scores_any: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Predictions of an outcome with 95 % intervals, one entry a row."""
+
+    value: Array
+    low: Array
+    high: Array
+
+
+def calibrate(frame: pd.DataFrame, seed: int) -> Calibrated:
+    """Fit the model, draw its bootstrap and hold trials out in turn.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Completed trials, categories as text.
+    seed : int
+    """
+    levels = {
+        name: tuple(sorted(frame[name].astype(str).unique()))
+        for name in CATEGORIES
+        if name in frame
+    }
+    structure = fit_structure(frame, levels)
+    rng = np.random.default_rng(seed)
+    draws = tuple(reweighted(structure, rng) for _ in range(DRAWS))
+    bare = Calibrated(structure, draws, {}, {})
+    named, anyone = _held_out_scores(bare, frame, rng)
+    return Calibrated(structure, draws, named, anyone)
+
+
+def predict(
+    calibrated: Calibrated,
+    cells: pd.DataFrame,
+    checkpoints: Sequence[Sequence[str]],
+    *,
+    named: bool,
+) -> dict[str, Band]:
+    """Predict each outcome of design cells (categories as text, exact sizes), with intervals."""
+    middle, deviation = _moments(calibrated, cells, checkpoints)
+    scores = calibrated.scores if named else calibrated.scores_any
+    found = {}
+    for outcome in calibrated.structure.outcomes:
+        mechanism = calibrated.structure.mechanism(outcome)
+        margin = conformal_factor(scores[outcome]) * deviation[outcome]
+        found[outcome] = Band(
+            mechanism.restored(middle[outcome]),
+            mechanism.restored(middle[outcome] - margin),
+            mechanism.restored(middle[outcome] + margin),
+        )
+    return found
+
+
+def distance(
+    calibrated: Calibrated, rows: pd.DataFrame, checkpoints: Sequence[Sequence[str]], outcome: str
+) -> Array:
+    """Return how far trials lie from their predictions, in predicted standard deviations."""
+    middle, deviation = _moments(calibrated, rows, checkpoints)
+    actual = rows[outcome].to_numpy(dtype=float)
+    transformed = calibrated.structure.mechanism(outcome).transformed(actual)
+    return np.asarray(np.abs(transformed - middle[outcome]) / deviation[outcome])
+
+
+def conformal_factor(scores: Array) -> float:
+    """Return the score that 95 % of exchangeable new trials stay under; NaN for fewer than 19 scores."""
+    rank = math.ceil((len(scores) + 1) * CONFIDENCE - 1e-9)
+    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else math.nan
+
+
+def _moments(
+    calibrated: Calibrated,
+    cells: pd.DataFrame,
+    checkpoints: Sequence[Sequence[str]],
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return prediction and standard deviation of one trial, on the mechanisms' scales."""
+    middle, spread = _at_cells(calibrated.structure, cells, checkpoints)
+    doubt = _variance_of_draws(calibrated, cells, checkpoints)
+    return middle, {name: np.hypot(spread[name], np.sqrt(doubt[name])) for name in middle}
+
+
+def _at_cells(
+    structure: Structure, cells: pd.DataFrame, checkpoints: Sequence[Sequence[str]]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    samples = _sent(structure, cells, checkpoints)
+    middle, spread = {}, {}
+    for outcome in structure.outcomes:
+        mechanism = structure.mechanism(outcome)
+        middle[outcome] = mechanism.transformed(samples[outcome].to_numpy())
+        spread[outcome] = mechanism.scale(samples[structure.parents(outcome)].to_numpy())
+    return middle, spread
+
+
+def _variance_of_draws(
+    calibrated: Calibrated, cells: pd.DataFrame, checkpoints: Sequence[Sequence[str]]
+) -> dict[str, Array]:
+    drawn = [_sent(draw, cells, checkpoints) for draw in calibrated.draws]
+    found = {}
+    for outcome in calibrated.structure.outcomes:
+        transformed = calibrated.structure.mechanism(outcome).transformed
+        found[outcome] = np.var([transformed(each[outcome].to_numpy()) for each in drawn], axis=0)
+    return found
+
+
+def _sent(
+    structure: Structure, cells: pd.DataFrame, checkpoints: Sequence[Sequence[str]]
+) -> pd.DataFrame:
+    given = [node for node in structure.nodes if node not in structure.outcomes]
+    return propagate(structure, coded(cells, given, structure.levels), checkpoints)
+
+
+def _held_out_scores(
+    calibrated: Calibrated, frame: pd.DataFrame, rng: np.random.Generator
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Predict trials by models without them, sizes included, as counterfactuals of their network.
+
+    Folds hold whole trials: rows of one trial under several shifts go together.
+    """
+    trials = frame["trial"].to_numpy() if "trial" in frame else np.arange(len(frame))
+    order = rng.permutation(np.unique(trials))[:MAX_HELD_OUT]
+    outcomes = calibrated.structure.outcomes
+    parts: list[tuple[pd.DataFrame, list[Sequence[str]], pd.DataFrame]] = []
+    for fold in np.array_split(order, min(FOLDS, len(order))):
+        out = np.isin(trials, fold)
+        rest = frame[~out].reset_index(drop=True)
+        cells, rows = _cells(rest, frame[out])
+        if len(rows):
+            parts.append(_fold(calibrated, rest, cells, rows))
+    if not parts:
+        return dict.fromkeys(outcomes, np.zeros(0)), dict.fromkeys(outcomes, np.zeros(0))
+    doubt = _variance_of_draws(
+        calibrated,
+        pd.concat([cells for cells, _, _ in parts], ignore_index=True),
+        [each for _, groups, _ in parts for each in groups],
+    )
+    table = pd.concat([distances for _, _, distances in parts], ignore_index=True)
+    named, anyone = {}, {}
+    for name in outcomes:
+        spread = np.hypot(table[f"{name} spread"], np.sqrt(doubt[name]))
+        score = np.asarray(table[f"{name} distance"] / spread)
+        own = table["named"].to_numpy(dtype=bool)
+        named[name], anyone[name] = score[own], score[~own]
+    return named, anyone
+
+
+def _fold(
+    calibrated: Calibrated, rest: pd.DataFrame, cells: pd.DataFrame, rows: pd.DataFrame
+) -> tuple[pd.DataFrame, list[Sequence[str]], pd.DataFrame]:
+    """Return each held-out cell twice, for its network and for any of its architecture's.
+
+    With them go how far the trial lies from a prediction by the others, and the predicted spread.
+    """
+    structure = fit_structure(rest, calibrated.structure.levels)
+    own: list[Sequence[str]] = [(name,) for name in rows["checkpoint"].astype(str)]
+    family: list[Sequence[str]] = [_family(rest, row) for row in rows.to_dict("records")]
+    both = pd.concat([cells, cells], ignore_index=True)
+    middle, spread = _at_cells(structure, both, own + family)
+    found: dict[str, Array] = {"named": np.arange(len(both)) < len(rows)}
+    for name, values in middle.items():
+        actual = structure.mechanism(name).transformed(rows[name].to_numpy(dtype=float))
+        found[f"{name} distance"] = np.abs(np.tile(actual, 2) - values)
+        found[f"{name} spread"] = spread[name]
+    return both, own + family, pd.DataFrame(found)
+
+
+def _cells(rest: pd.DataFrame, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return held-out trials that the others support, with the sizes that those tell."""
+    found, kept = [], []
+    for position, row in enumerate(rows.to_dict("records")):
+        cell = {str(name): value for name, value in row.items()}
+        sizes = sizes_of(rest, cell, (str(row["checkpoint"]),))
+        if not any(math.isnan(value) for value in sizes.values.values()):
+            found.append({**cell, **sizes.values})
+            kept.append(position)
+    return pd.DataFrame(found), rows.iloc[kept]
+
+
+def _family(rest: pd.DataFrame, row: Mapping[object, object]) -> tuple[str, ...]:
+    same = rest
+    for name in ("architecture", "dataset"):
+        if name in rest:
+            same = same[same[name] == row[name]]
+    return tuple(same["checkpoint"].astype(str).unique())
+

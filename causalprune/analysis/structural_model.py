@@ -1,0 +1,318 @@
+"""The structural model of a trial table: graphs 1 and 2 joined, fitted with dowhy.gcm.
+
+A trial's noise has two parts: what is its network's own, the same in all trials of one
+checkpoint and kept in a counterfactual, and what is the trial's own (the seed of its retraining,
+the machine's mood), which another trial would draw anew.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from causalprune.analysis.graphs import accuracy_graph, cost_graph
+from causalprune.analysis.identification import import_dowhy, quiet_dowhy
+from causalprune.analysis.structural_mechanisms import Array, Causes, LocationScale, SizeTable
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+__all__: list[str] = []
+
+# Root causes by name: those of a trial's design that have a level each, and those that are numbers.
+CATEGORIES = ("architecture", "dataset", "method", "shift", "machine")
+NUMBERS = ("ratio", "retrain_epochs", "latency_batch", "threads")
+SIZES = ("achieved_ratio", "parameters", "macs")
+OUTCOMES = ("accuracy_loss", "memory_bytes", "latency_ms")
+LOGARITHMIC = ("parameters", "macs", "memory_bytes", "latency_batch", "threads")
+# What a size follows from: which units go is for the method and the ratio to say.
+SIZE_CAUSES = ("architecture", "dataset", "method", "ratio")
+
+
+def structural_graph(columns: Sequence[str], varying: Sequence[str]) -> nx.DiGraph:
+    """Join the accuracy graph and the cost graph into one that answers what-if questions.
+
+    Three changes. Checkpoints are no node: what is a network's own is noise, kept by abduction.
+    Processor frequency and cache misses are summed out: their causes act on the latency
+    directly. The method acts on sizes, memory and latency, too, because some methods leave
+    zeros where others remove units. Roots that never vary are left out.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        Columns with a value in every trial.
+    varying : sequence of str
+        Those of them that vary.
+    """
+    import networkx as nx
+
+    here = [c for c in columns if c not in ("checkpoint", "cpu_frequency_mhz", "llc_misses")]
+    joined = nx.compose(accuracy_graph(here), cost_graph(here))
+    graph = nx.DiGraph(name="accuracy and cost")
+    roots = [n for n in (*CATEGORIES, *NUMBERS) if n in here and (n in varying or n == "ratio")]
+    nodes = {*roots, *(n for n in (*SIZES, *OUTCOMES) if n in here)}
+    for size in SIZES:
+        if size in nodes:
+            graph.add_edges_from((cause, size) for cause in SIZE_CAUSES if cause in nodes)
+    kept = [(a, b) for a, b in joined.edges if a in nodes and b in nodes and b not in SIZES]
+    graph.add_edges_from(kept)
+    for outcome in ("memory_bytes", "latency_ms"):
+        if outcome in nodes and set(graph.predecessors(outcome)):
+            # The architecture stands for what MACs alone do not say: how many layers, which.
+            also = [c for c in ("architecture", "dataset", "method") if c in nodes]
+            graph.add_edges_from((cause, outcome) for cause in also)
+    return graph.subgraph(_useful(graph)).copy()
+
+
+def _useful(graph: nx.DiGraph) -> list[str]:
+    import networkx as nx
+
+    ends = [name for name in OUTCOMES if name in graph and graph.in_degree(name)]
+    return sorted({*ends, *(a for end in ends for a in nx.ancestors(graph, end))})
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A fitted structural model with each network's own noise.
+
+    Attributes
+    ----------
+    scm : object
+        `dowhy.gcm.InvertibleStructuralCausalModel` on a graph of its own.
+    levels : Mapping[str, tuple of str]
+        The categories behind the codes.
+    data : DataFrame
+        The trials it was fitted to: a column a node, categories as codes; and ``checkpoint``.
+    own : Mapping[str, Mapping[str, float]]
+        By outcome, then checkpoint: the network's own noise, shrunk towards 0.
+    shrinkage : Mapping[str, tuple of float]
+        By outcome: variances of the noise between and within networks.
+    """
+
+    scm: Any
+    levels: Mapping[str, tuple[str, ...]]
+    data: pd.DataFrame
+    own: Mapping[str, Mapping[str, float]]
+    shrinkage: Mapping[str, tuple[float, float]]
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Columns of the model, causes first."""
+        import networkx as nx
+
+        return tuple(nx.lexicographical_topological_sort(self.scm.graph))
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """Outcomes that the model predicts."""
+        return tuple(name for name in OUTCOMES if name in self.scm.graph)
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """What the experiment sets."""
+        return tuple(n for n in self.nodes if not self.scm.graph.in_degree(n))
+
+    def mechanism(self, node: str) -> Any:
+        """Return the fitted mechanism of a column that has causes."""
+        return self.scm.causal_mechanism(node)
+
+    def parents(self, node: str) -> list[str]:
+        """Return the causes of a column in the order of its mechanism."""
+        return sorted(self.scm.graph.predecessors(node))
+
+
+@contextmanager
+def quiet_gcm(seed: int = 0) -> Iterator[Any]:
+    """Yield `dowhy.gcm` without progress bars, with the global generators seeded and put back."""
+    import_dowhy()
+    with quiet_dowhy():
+        gcm = importlib.import_module("dowhy.gcm")
+        config = importlib.import_module("dowhy.gcm.config")
+        protocol = importlib.import_module("dowhy.gcm.causal_mechanisms")
+    bars, numpy_state, python_state = (
+        config.show_progress_bars,
+        np.random.get_state(),
+        random.getstate(),
+    )
+    try:
+        config.show_progress_bars = False
+        np.random.seed(seed)
+        random.seed(seed)
+        for mechanism in (LocationScale, SizeTable):
+            protocol.InvertibleFunctionalCausalModel.register(mechanism)
+        with quiet_dowhy():
+            yield gcm
+    finally:
+        config.show_progress_bars = bars
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+def fit_structure(frame: pd.DataFrame, levels: Mapping[str, tuple[str, ...]]) -> Structure:
+    """Fit the joined graph to completed trials and abduct each network's own noise.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Completed trials; `ratio`, `accuracy_loss` and `checkpoint` without a gap.
+    levels : Mapping[str, tuple of str]
+        Categories that may appear, by column.
+    """
+    columns = [str(c) for c in frame if frame[c].notna().all()]
+    varying = [c for c in columns if frame[c].nunique() > 1]
+    graph = structural_graph(columns, varying)
+    nodes = [str(node) for node in graph]
+    data = coded(frame, nodes, levels)
+    with quiet_gcm() as gcm:
+        scm = gcm.InvertibleStructuralCausalModel(graph.copy())
+        for node in nodes:
+            parents = sorted(graph.predecessors(node))
+            if not parents:
+                scm.set_causal_mechanism(node, gcm.EmpiricalDistribution())
+            elif node in SIZES:
+                scm.set_causal_mechanism(node, SizeTable(tuple(parents)))
+            else:
+                scm.set_causal_mechanism(node, LocationScale(_causes(parents), _is_log(node, data)))
+        gcm.fit(scm, data[nodes])
+    data["checkpoint"] = frame["checkpoint"].astype(str).to_numpy()
+    bare = Structure(scm, levels, data, {}, {})
+    parts = {node: _between_and_within(bare, node) for node in bare.outcomes}
+    own = {node: _own_noise(bare, node, parts[node]) for node in bare.outcomes}
+    return replace(bare, own=own, shrinkage=parts)
+
+
+def coded(
+    frame: pd.DataFrame, nodes: Sequence[str], levels: Mapping[str, tuple[str, ...]]
+) -> pd.DataFrame:
+    """Return the nodes' columns as float64, categories as codes."""
+    columns = {}
+    for node in nodes:
+        if node in levels:
+            codes = {level: float(k) for k, level in enumerate(levels[node])}
+            columns[node] = frame[node].astype(str).map(codes).astype(float).to_numpy()
+        else:
+            columns[node] = frame[node].to_numpy(dtype=float)
+    return pd.DataFrame(columns)
+
+
+def reweighted(structure: Structure, rng: np.random.Generator) -> Structure:
+    """Return one draw of the Bayesian cluster bootstrap: checkpoints weigh Exp(1) each.
+
+    Rubin, The Bayesian Bootstrap, Annals of Statistics 9 (1981), with networks as the units;
+    a draw never loses a network altogether, which drawing three with replacement often does.
+    With one network trials weigh instead.
+    """
+    data = structure.data
+    codes, names = pd.factorize(data["checkpoint"])
+    count = len(names) if len(names) > 1 else len(data)
+    drawn = rng.exponential(size=count)
+    weights = drawn[codes] if len(names) > 1 else drawn
+    with quiet_gcm() as gcm:
+        scm = gcm.InvertibleStructuralCausalModel(structure.scm.graph.copy())
+        for node in structure.outcomes:
+            refitted = structure.mechanism(node).refitted(
+                data[structure.parents(node)].to_numpy(), data[node].to_numpy(), weights
+            )
+            scm.set_causal_mechanism(node, refitted)
+    changed = replace(structure, scm=scm)
+    own = {n: _own_noise(changed, n, structure.shrinkage[n]) for n in structure.outcomes}
+    return replace(changed, own=own)
+
+
+def propagate(
+    structure: Structure, cells: pd.DataFrame, checkpoints: Sequence[Sequence[str]]
+) -> pd.DataFrame:
+    """Send design cells with their exact sizes through the model, with the networks' own noise.
+
+    Parameters
+    ----------
+    structure : Structure
+        The fitted model.
+    cells : DataFrame
+        Roots (coded) and sizes, one row a question.
+    checkpoints : sequence of sequence of str
+        For each row the networks whose own noise, averaged, is kept.
+
+    Returns
+    -------
+    DataFrame
+        A column a node.
+    """
+    kinds = [tuple(each) for each in checkpoints]
+    noise: dict[str, Array] = {}
+    for node in structure.nodes:
+        values = cells[node].to_numpy() if node in cells else np.zeros(0)
+        if node in structure.outcomes:
+            own = structure.own[node]
+            mean = {each: sum(own.get(c, 0.0) for c in each) / len(each) for each in set(kinds)}
+            noise[node] = np.array([mean[each] for each in kinds])
+        elif node in SIZES:
+            parents = cells[structure.parents(node)].to_numpy()
+            noise[node] = structure.mechanism(node).estimate_noise(values, parents)[:, 0]
+        else:
+            noise[node] = values
+    return from_noise(structure, pd.DataFrame(noise))
+
+
+def from_noise(structure: Structure, noise: pd.DataFrame) -> pd.DataFrame:
+    """Return what each node is for these noises, roots being their own noise."""
+    with quiet_gcm() as gcm:
+        samples: pd.DataFrame = gcm.counterfactual_samples(structure.scm, {}, noise_data=noise)
+    return samples
+
+
+def _causes(parents: Sequence[str]) -> Causes:
+    # The cost follows MACs, the memory follows parameters; either is where a curve bends.
+    curve = next(n for n in ("macs", "parameters", "achieved_ratio", "ratio") if n in parents)
+    categories = tuple(n for n in parents if n in CATEGORIES)
+    pair = ("architecture", "method") if {"architecture", "method"} <= set(categories) else ()
+    return Causes(
+        names=tuple(parents),
+        curve=curve,
+        categories=categories,
+        pair=pair,
+        linear=tuple(n for n in parents if n not in categories and n != curve),
+        logarithmic=tuple(n for n in parents if n in LOGARITHMIC),
+    )
+
+
+def _is_log(node: str, data: pd.DataFrame) -> bool:
+    return node != "accuracy_loss" and bool((data[node] > 0).all())
+
+
+def _residual_noise(structure: Structure, node: str) -> Array:
+    data = structure.data
+    found = structure.mechanism(node).estimate_noise(
+        data[node].to_numpy(), data[structure.parents(node)].to_numpy()
+    )
+    return np.asarray(found)[:, 0]
+
+
+def _between_and_within(structure: Structure, node: str) -> tuple[float, float]:
+    """Estimate the variance of the noise between and within networks, by moments."""
+    noise = pd.Series(_residual_noise(structure, node))
+    groups = noise.groupby(structure.data["checkpoint"].to_numpy())
+    counts, means = groups.count(), groups.mean()
+    free = len(noise) - len(counts)
+    if len(counts) < 2 or free < 1:
+        return 0.0, float(np.var(noise))
+    within = float((groups.var(ddof=0) * counts).sum() / free)
+    between = float(means.var(ddof=1)) - within * float((1 / counts).mean())
+    return max(between, 0.0), within
+
+
+def _own_noise(structure: Structure, node: str, parts: tuple[float, float]) -> dict[str, float]:
+    """Return each network's mean noise, shrunk by how much of it other trials would share."""
+    between, within = parts
+    codes, names = pd.factorize(structure.data["checkpoint"])
+    counts = np.bincount(codes)
+    means = np.bincount(codes, weights=_residual_noise(structure, node)) / counts
+    share = between / (between + within / counts) if between > 0 else np.zeros(len(counts))
+    return {str(name): float(value) for name, value in zip(names, share * means, strict=True)}
