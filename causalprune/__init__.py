@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from causalprune import nn
-    from causalprune.analysis import AnalysisResult, analyze
+    from causalprune.analysis import AnalysisResult, analyze, counterfactual
     from causalprune.errors import CausalPruneError
     from causalprune.experiments import RunConfig, RunResult, Study, run_experiment
     from causalprune.measures import info
@@ -40,6 +40,7 @@ _HOME = {
     "accelerate": "nn",
     "analyze": "analysis",
     "apply": "pruning",
+    "counterfactual": "analysis",
     "info": "measures",
     "plan": "pruning",
     "prune": "pruning",
@@ -63,6 +64,7 @@ __all__ = [
     "accelerate",
     "analyze",
     "apply",
+    "counterfactual",
     "info",
     "nn",
     "plan",

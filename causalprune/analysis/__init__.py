@@ -15,14 +15,10 @@ from causalprune.analysis.counterfactual_results import (
     Replay,
     RootCause,
 )
-from causalprune.analysis.counterfactuals import (
-    CounterfactualModel,
-    cells_to_rerun,
-    counterfactual,
-    replay_error,
-)
+from causalprune.analysis.counterfactuals import CounterfactualModel, counterfactual
 from causalprune.analysis.graphs import accuracy_graph, cost_graph, iisc_graph
 from causalprune.analysis.iisc import threshold_columns
+from causalprune.analysis.replay import cells_to_rerun, replay_error
 from causalprune.analysis.results import (
     AnalysisResult,
     Contrast,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from causalprune.analysis.structural_support import ask
 from causalprune.analysis.tables import completed_trials, read_table
 from causalprune.errors import InvalidArgumentError, RecordError
 
-__all__ = ["CounterfactualModel", "cells_to_rerun", "counterfactual", "replay_error"]
+__all__ = ["CounterfactualModel", "counterfactual"]
 
 REPLAY_SHARE = 0.1
 MAX_REPLAY = 200
@@ -122,7 +122,7 @@ class CounterfactualModel:
             held_out = _drawn_trials(frame, replay_share, seed)
             rest = frame[~held_out].reset_index(drop=True)
             partial = cls(rest, calibrate(rest, seed), (), seed, 0, 0)
-            replay = partial._compared(frame[held_out])
+            replay = partial.compare(frame[held_out])
         return cls(frame, calibrate(frame, seed), replay, seed, n_failed, n_left_out)
 
     def counterfactual(
@@ -136,7 +136,7 @@ class CounterfactualModel:
         shift: str | None = None,
         checkpoint: object | None = None,
     ) -> Counterfactual:
-        """Answer: what would this network have had, had the trial been another one?
+        """Answer what this network would have had, had the trial been another one.
 
         What is not said stays as the network's trials have it, or must be said where they differ.
 
@@ -156,7 +156,7 @@ class CounterfactualModel:
         Counterfactual
             With 95 % intervals for one trial: the model's uncertainty from a bootstrap over
             networks and the trials' spread, scaled so that 95 % of trials held out in turn fall
-            inside (split conformal, Lei et al., JASA 113, 2018).
+            inside (Vovk, Cross-conformal predictors, Annals of Mathematics and AI 74, 2015).
 
         Raises
         ------
@@ -175,7 +175,7 @@ class CounterfactualModel:
             shift=shift,
             checkpoint=checkpoint,
         )
-        row = {**question.cell, **question.sizes.values}
+        row = {**question.cell, **question.sizes.columns()}
         found = predict(
             self.calibrated, pd.DataFrame([row]), [question.checkpoints], named=question.named
         )
@@ -225,34 +225,39 @@ class CounterfactualModel:
         """
         return root_causes.arrow_strengths(self.calibrated, outcome)
 
-    def _compared(self, rows: pd.DataFrame) -> tuple[Replay, ...]:
-        """Predict trials of another table as counterfactuals and compare."""
-        errors: dict[str, list[float]] = {name: [] for name in self.calibrated.structure.outcomes}
-        inside: dict[str, list[float]] = {name: [] for name in errors}
-        n_refused = 0
+    def compare(self, rows: pd.DataFrame) -> tuple[Replay, ...]:
+        """Predict other trials of the same networks as counterfactuals and compare.
+
+        See `replay_error`, which makes sure that the model has not seen the trials.
+
+        Parameters
+        ----------
+        rows : DataFrame
+            Trials.
+        """
+        questions, asked, n_refused = [], [], 0
         for row in rows.to_dict("records"):
             try:
-                answer = self.counterfactual(**_question_of({str(k): v for k, v in row.items()}))
+                questions.append(ask(self.frame, **_question_of(row)))
+                asked.append(row)
             except InvalidArgumentError:
                 n_refused += 1
-                continue
-            for each in answer.predictions:
-                actual = row.get(each.outcome, math.nan)
-                if actual is None or not math.isfinite(actual):
-                    continue
-                errors[each.outcome].append(abs(each.value - actual))
-                known = math.isfinite(each.low)
-                inside[each.outcome].append(each.low <= actual <= each.high if known else math.nan)
-        return tuple(
-            Replay(
-                name,
-                len(found),
-                float(np.mean(found)) if found else math.nan,
-                float(np.mean(inside[name])) if found else math.nan,
-                n_refused,
-            )
-            for name, found in errors.items()
-        )
+        outcomes = self.calibrated.structure.outcomes
+        if not questions:
+            return tuple(Replay(n, 0, math.nan, math.nan, n_refused) for n in outcomes)
+        cells = pd.DataFrame([{**each.cell, **each.sizes.columns()} for each in questions])
+        found = predict(self.calibrated, cells, [q.checkpoints for q in questions], named=True)
+        replayed = []
+        for name, band in found.items():
+            actual = np.array([float(row.get(name, math.nan)) for row in asked])
+            known = np.isfinite(actual)
+            error = np.abs(band.value - actual)[known]
+            inside = ((band.low <= actual) & (actual <= band.high))[known].astype(float)
+            inside[np.isnan(band.low[known])] = math.nan
+            n = int(known.sum())
+            means = (float(error.mean()), float(inside.mean())) if n else (math.nan, math.nan)
+            replayed.append(Replay(name, n, *means, n_refused))
+        return tuple(replayed)
 
     def _basis(self, support: str, named: bool, networks: int) -> str:
         total = self.frame["checkpoint"].nunique()
@@ -319,107 +324,7 @@ def counterfactual(
     )
 
 
-def cells_to_rerun(
-    model: CounterfactualModel, *, count: int | None = None, seed: int = 0
-) -> pd.DataFrame:
-    """Choose at random which cells to run for real, to check the model's answers against them.
-
-    Parameters
-    ----------
-    model : CounterfactualModel
-    count : int, optional
-        How many; by default a tenth of the trials, at least one.
-    seed : int
-
-    Returns
-    -------
-    DataFrame
-        One row a cell: architecture, data set, checkpoint, method and ratio as far as the table
-        has them, and ``trial``, the number of the trial where the cell was run and -1 where it
-        was not. Cells: every network x method x ratio at which the architecture was pruned by
-        that method. A study of these networks with a randomised design runs those that were not.
-
-    Examples
-    --------
-    >>> import numpy as np, pandas as pd
-    >>> from causalprune.analysis import CounterfactualModel, cells_to_rerun
-    >>> table = pd.DataFrame([
-    ...     {"trial": 4 * c + k, "checkpoint": c, "ratio": k / 4, "accuracy_loss": k * k / 100}
-    ...     for c in range(3) for k in range(4) if (c, k) != (2, 3)
-    ... ])
-    >>> model = CounterfactualModel.fit(table, replay_share=0)
-    >>> sorted(cells_to_rerun(model, count=12)["trial"])
-    [-1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
-    """
-    frame = model.frame
-    groups = [name for name in ("architecture", "dataset") if name in frame]
-    tried = [*groups, *(["method"] if "method" in frame else []), "ratio"]
-    networks = frame[[*groups, "checkpoint"]].drop_duplicates()
-    levels = frame[tried].drop_duplicates()
-    cells = networks.merge(levels, on=groups) if groups else networks.merge(levels, how="cross")
-    keys = [name for name in cells if name in frame]
-    plain = frame[frame["shift"].astype(str).eq("none")] if "shift" in frame else frame
-    numbers = plain.assign(trial=plain["trial"] if "trial" in plain else range(len(plain)))
-    known = numbers.drop_duplicates(keys)[[*keys, "trial"]]
-    cells = cells.merge(known, on=keys, how="left").fillna({"trial": -1}).astype({"trial": int})
-    wanted = max(1, round(REPLAY_SHARE * len(frame))) if count is None else count
-    if isinstance(wanted, bool) or not 1 <= wanted <= len(cells):
-        raise InvalidArgumentError(f"count: expected 1 to {len(cells)}, the cells, got {count!r}")
-    rows = np.sort(np.random.default_rng(seed).choice(len(cells), size=wanted, replace=False))
-    return cells.iloc[rows].reset_index(drop=True)
-
-
-def replay_error(
-    model: CounterfactualModel, new_rows: pd.DataFrame | str | Path
-) -> tuple[Replay, ...]:
-    """Compare the model's answers with trials that were run afterwards.
-
-    The model is fitted anew without the trials of the cells that the new rows repeat, so that no
-    trial helps to predict its own repetition.
-
-    Parameters
-    ----------
-    model : CounterfactualModel
-    new_rows : DataFrame, str or Path
-        A table of trials of networks that the model knows.
-
-    Examples
-    --------
-    >>> import numpy as np, pandas as pd
-    >>> from causalprune.analysis import CounterfactualModel, replay_error
-    >>> rng = np.random.default_rng(0)
-    >>> table = pd.DataFrame([
-    ...     {"checkpoint": c, "ratio": k / 4, "accuracy_loss": k / 100 + 0.001 * rng.random()}
-    ...     for c in range(8) for k in range(4)
-    ... ])
-    >>> model = CounterfactualModel.fit(table, replay_share=0)
-    >>> replay_error(model, table.iloc[[1, 5]])[0].n
-    2
-    """
-    rows = read_table(new_rows)
-    if "status" in rows:
-        rows = rows[rows["status"].astype(str).str.lower() != "failed"]
-    lacking = [name for name in ("checkpoint", "ratio") if name not in rows]
-    if lacking:
-        raise RecordError(f"new_rows: missing columns {', '.join(lacking)}")
-    keys = [
-        name
-        for name in ("architecture", "dataset", "method", "ratio")
-        if name in rows and name in model.frame
-    ]
-    again = {_cell_key(row, keys) for row in rows.to_dict("records")}
-    kept = [_cell_key(row, keys) not in again for row in model.frame.to_dict("records")]
-    rest = model.frame[kept].reset_index(drop=True)
-    without = replace(model, frame=rest, calibrated=calibrate(rest, model.seed))
-    return without._compared(rows)
-
-
-def _cell_key(row: Mapping[Any, Any], keys: Sequence[str]) -> tuple[str, ...]:
-    short = str(row["checkpoint"]).rpartition("/")[2]
-    return (short, *(f"{row[n]:.9g}" if n == "ratio" else str(row[n]) for n in keys))
-
-
-def _question_of(row: Mapping[str, Any]) -> dict[str, Any]:
+def _question_of(row: Mapping[Any, Any]) -> dict[str, Any]:
     asked = {
         "network": row.get("architecture"),
         "dataset": row.get("dataset"),
@@ -427,8 +332,8 @@ def _question_of(row: Mapping[str, Any]) -> dict[str, Any]:
         "machine": row.get("machine"),
         "shift": row.get("shift"),
     }
-    found = {name: str(value) for name, value in asked.items() if value is not None}
-    return {**found, "ratio": float(row["ratio"]), "checkpoint": row["checkpoint"]}
+    said = {name: None if value is None else str(value) for name, value in asked.items()}
+    return {**said, "ratio": float(row["ratio"]), "checkpoint": row["checkpoint"]}
 
 
 def _drawn_trials(frame: pd.DataFrame, share: float, seed: int) -> np.ndarray[Any, Any]:

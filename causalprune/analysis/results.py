@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import networkx as nx
     import pandas as pd
 
+    from causalprune.analysis.counterfactual_results import Attribution, Counterfactual
+
 __all__ = [
     "AnalysisResult",
     "Contrast",
@@ -198,6 +200,38 @@ class AnalysisResult:
                 time_budget_s=0,
             )
         return again.refutations
+
+    def counterfactual(self, table: pd.DataFrame | str | Path, **question: Any) -> Counterfactual:
+        """Answer a what-if question from the trials behind this result.
+
+        Parameters
+        ----------
+        table : DataFrame, str or Path
+            As `analyze` took it: a result is a record and holds no trials.
+        **question
+            `network`, `ratio`, `method`, `machine`, ... as
+            `causalprune.analysis.counterfactual` takes them.
+        """
+        from causalprune.analysis.counterfactuals import counterfactual
+
+        return counterfactual(table, seed=self.seed, **question)
+
+    def attribute(
+        self, table: pd.DataFrame | str | Path, row: int | Mapping[str, Any]
+    ) -> Attribution:
+        """Find the root causes of one trial's outcome.
+
+        Parameters
+        ----------
+        table : DataFrame, str or Path
+            As `analyze` took it.
+        row : int or mapping
+            Number of a trial of the table, or a row with its columns.
+        """
+        from causalprune.analysis.counterfactuals import CounterfactualModel
+
+        model = CounterfactualModel.fit(table, seed=self.seed, replay_share=0)
+        return model.attribute(row, self.outcome)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; NaN becomes None."""

@@ -1,4 +1,4 @@
-"""Root causes of an anomalous trial, and how strong each arrow is; both with bootstrap intervals."""
+"""Root causes of an anomalous trial, and how strong each arrow is, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def attribute(
     shares = _shares(structure, trial, usual, causes, outcome)
     few = [_behind(draw, outcome) for draw in calibrated.draws[:ATTRIBUTION_DRAWS]]
     drawn = np.array([_shares(draw, trial, usual, causes, outcome) for draw in few])
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    low, high = _interval(shares, drawn)
     roots = tuple(
         RootCause(name, float(shares[k]), float(low[k]), float(high[k]))
         for k, name in sorted(enumerate(causes), key=lambda each: -abs(shares[each[0]]))
@@ -114,12 +114,18 @@ def arrow_strengths(calibrated: Calibrated, outcome: str) -> tuple[ArrowStrength
     causes = structure.parents(outcome)
     point = _strengths(structure, outcome)
     drawn = np.array([_strengths(draw, outcome) for draw in calibrated.draws])
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    low, high = _interval(point, drawn)
     found = [
-        ArrowStrength(name, outcome, float(point[k]), float(low[k]), float(high[k]))
+        ArrowStrength(name, outcome, float(point[k]), max(float(low[k]), 0.0), float(high[k]))
         for k, name in enumerate(causes)
     ]
     return tuple(sorted(found, key=lambda each: -each.strength))
+
+
+def _interval(point: Array, drawn: Array) -> tuple[Array, Array]:
+    # Normal, not percentiles: reweighting few networks shifts a variance upwards.
+    margin = 1.96 * drawn.std(axis=0, ddof=1)
+    return point - margin, point + margin
 
 
 def _found(
@@ -146,7 +152,7 @@ def _found(
 
 
 def _network_name(frame: pd.DataFrame, given: pd.DataFrame) -> str:
-    """Return a network's name as the table has it: with its architecture where there are several."""
+    """Return a network's name as the table has it: by its architecture, too, if several."""
     own = str(given["checkpoint"].iloc[0])
     same = frame
     for name in ("architecture", "dataset"):

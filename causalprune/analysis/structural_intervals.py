@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,13 @@ import pandas as pd
 from causalprune.analysis.structural_mechanisms import Array
 from causalprune.analysis.structural_model import (
     CATEGORIES,
+    SIZES,
     Structure,
-    coded,
     fit_structure,
     propagate,
     reweighted,
 )
-from causalprune.analysis.structural_support import sizes_of
+from causalprune.analysis.structural_support import deviation_of, sizes_of
 
 __all__: list[str] = []
 
@@ -115,7 +116,7 @@ def distance(
 
 
 def conformal_factor(scores: Array) -> float:
-    """Return the score that 95 % of exchangeable new trials stay under; NaN for fewer than 19 scores."""
+    """Return the score that 95 % of exchangeable new trials stay under; NaN below 19 scores."""
     rank = math.ceil((len(scores) + 1) * CONFIDENCE - 1e-9)
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else math.nan
 
@@ -134,31 +135,37 @@ def _moments(
 def _at_cells(
     structure: Structure, cells: pd.DataFrame, checkpoints: Sequence[Sequence[str]]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    samples = _sent(structure, cells, checkpoints)
+    """Return predictions, and the spread of a trial around them from noise and unsure sizes."""
+    (samples,) = propagate([structure], cells, checkpoints)
+    (other,) = propagate([structure], _one_deviation_off(cells), checkpoints)
     middle, spread = {}, {}
     for outcome in structure.outcomes:
         mechanism = structure.mechanism(outcome)
         middle[outcome] = mechanism.transformed(samples[outcome].to_numpy())
-        spread[outcome] = mechanism.scale(samples[structure.parents(outcome)].to_numpy())
+        by_sizes = mechanism.transformed(other[outcome].to_numpy()) - middle[outcome]
+        by_noise = mechanism.scale(samples[structure.parents(outcome)].to_numpy())
+        spread[outcome] = np.hypot(by_noise, by_sizes)
     return middle, spread
+
+
+def _one_deviation_off(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells with all sizes one standard deviation larger, and so less pruned."""
+    changed = cells.copy()
+    for name in (n for n in SIZES if deviation_of(n) in cells):
+        sign = -1 if name == "achieved_ratio" else 1
+        changed[name] = cells[name] + sign * cells[deviation_of(name)]
+    return changed
 
 
 def _variance_of_draws(
     calibrated: Calibrated, cells: pd.DataFrame, checkpoints: Sequence[Sequence[str]]
 ) -> dict[str, Array]:
-    drawn = [_sent(draw, cells, checkpoints) for draw in calibrated.draws]
+    drawn = propagate(calibrated.draws, cells, checkpoints)
     found = {}
     for outcome in calibrated.structure.outcomes:
         transformed = calibrated.structure.mechanism(outcome).transformed
         found[outcome] = np.var([transformed(each[outcome].to_numpy()) for each in drawn], axis=0)
     return found
-
-
-def _sent(
-    structure: Structure, cells: pd.DataFrame, checkpoints: Sequence[Sequence[str]]
-) -> pd.DataFrame:
-    given = [node for node in structure.nodes if node not in structure.outcomes]
-    return propagate(structure, coded(cells, given, structure.levels), checkpoints)
 
 
 def _held_out_scores(
@@ -186,10 +193,11 @@ def _held_out_scores(
         [each for _, groups, _ in parts for each in groups],
     )
     table = pd.concat([distances for _, _, distances in parts], ignore_index=True)
-    named, anyone = {}, {}
+    named: dict[str, Array] = {}
+    anyone: dict[str, Array] = {}
     for name in outcomes:
         spread = np.hypot(table[f"{name} spread"], np.sqrt(doubt[name]))
-        score = np.asarray(table[f"{name} distance"] / spread)
+        score: Array = np.asarray(table[f"{name} distance"] / spread)
         own = table["named"].to_numpy(dtype=bool)
         named[name], anyone[name] = score[own], score[~own]
     return named, anyone
@@ -207,7 +215,7 @@ def _fold(
     family: list[Sequence[str]] = [_family(rest, row) for row in rows.to_dict("records")]
     both = pd.concat([cells, cells], ignore_index=True)
     middle, spread = _at_cells(structure, both, own + family)
-    found: dict[str, Array] = {"named": np.arange(len(both)) < len(rows)}
+    found: dict[str, Any] = {"named": np.arange(len(both)) < len(rows)}
     for name, values in middle.items():
         actual = structure.mechanism(name).transformed(rows[name].to_numpy(dtype=float))
         found[f"{name} distance"] = np.abs(np.tile(actual, 2) - values)
@@ -222,7 +230,7 @@ def _cells(rest: pd.DataFrame, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.Dat
         cell = {str(name): value for name, value in row.items()}
         sizes = sizes_of(rest, cell, (str(row["checkpoint"]),))
         if not any(math.isnan(value) for value in sizes.values.values()):
-            found.append({**cell, **sizes.values})
+            found.append({**cell, **sizes.columns()})
             kept.append(position)
     return pd.DataFrame(found), rows.iloc[kept]
 
@@ -233,4 +241,3 @@ def _family(rest: pd.DataFrame, row: Mapping[object, object]) -> tuple[str, ...]
         if name in rest:
             same = same[same[name] == row[name]]
     return tuple(same["checkpoint"].astype(str).unique())
-

@@ -134,7 +134,7 @@ def quiet_gcm(seed: int = 0) -> Iterator[Any]:
     import_dowhy()
     with quiet_dowhy():
         gcm = importlib.import_module("dowhy.gcm")
-        config = importlib.import_module("dowhy.gcm.config")
+        config: Any = importlib.import_module("dowhy.gcm.config")
         protocol = importlib.import_module("dowhy.gcm.causal_mechanisms")
     bars, numpy_state, python_state = (
         config.show_progress_bars,
@@ -227,38 +227,46 @@ def reweighted(structure: Structure, rng: np.random.Generator) -> Structure:
 
 
 def propagate(
-    structure: Structure, cells: pd.DataFrame, checkpoints: Sequence[Sequence[str]]
-) -> pd.DataFrame:
-    """Send design cells with their exact sizes through the model, with the networks' own noise.
+    structures: Sequence[Structure], cells: pd.DataFrame, checkpoints: Sequence[Sequence[str]]
+) -> list[pd.DataFrame]:
+    """Send design cells with their exact sizes through models, with the networks' own noise.
 
     Parameters
     ----------
-    structure : Structure
-        The fitted model.
+    structures : sequence of Structure
+        A fitted model, or bootstrap draws of one; roots and sizes are the same in all.
     cells : DataFrame
-        Roots (coded) and sizes, one row a question.
+        Roots (categories as text) and sizes, one row a question.
     checkpoints : sequence of sequence of str
         For each row the networks whose own noise, averaged, is kept.
 
     Returns
     -------
-    DataFrame
-        A column a node.
+    list of DataFrame
+        One a structure, a column a node.
     """
-    kinds = [tuple(each) for each in checkpoints]
-    noise: dict[str, Array] = {}
-    for node in structure.nodes:
-        values = cells[node].to_numpy() if node in cells else np.zeros(0)
-        if node in structure.outcomes:
+    first = structures[0]
+    given = [node for node in first.nodes if node not in first.outcomes]
+    values = coded(cells, given, first.levels)
+    design: dict[str, Array] = {}
+    for node in given:
+        design[node] = values[node].to_numpy()
+        if node in SIZES:
+            parents = values[first.parents(node)].to_numpy()
+            design[node] = first.mechanism(node).estimate_noise(design[node], parents)[:, 0]
+    # Averaging matrix: cells by networks.
+    names = {name: k for k, name in enumerate(dict.fromkeys(n for c in checkpoints for n in c))}
+    share = np.zeros((len(cells), len(names)))
+    for position, each in enumerate(checkpoints):
+        share[position, [names[name] for name in each]] = 1 / len(each)
+    found = []
+    for structure in structures:
+        noise = dict(design)
+        for node in structure.outcomes:
             own = structure.own[node]
-            mean = {each: sum(own.get(c, 0.0) for c in each) / len(each) for each in set(kinds)}
-            noise[node] = np.array([mean[each] for each in kinds])
-        elif node in SIZES:
-            parents = cells[structure.parents(node)].to_numpy()
-            noise[node] = structure.mechanism(node).estimate_noise(values, parents)[:, 0]
-        else:
-            noise[node] = values
-    return from_noise(structure, pd.DataFrame(noise))
+            noise[node] = share @ np.array([own.get(name, 0.0) for name in names])
+        found.append(from_noise(structure, pd.DataFrame(noise)))
+    return found
 
 
 def from_noise(structure: Structure, noise: pd.DataFrame) -> pd.DataFrame:

@@ -34,11 +34,24 @@ class Sizes:
         Which trials, in words.
     exact : bool
         Whether they are recorded sizes of this very cell, or all networks there have the same.
+    deviation : Mapping[str, float]
+        By column: standard deviation of networks around them; 0 where exact.
     """
 
     values: Mapping[str, float]
     source: str
     exact: bool
+    deviation: Mapping[str, float]
+
+    def columns(self) -> dict[str, float]:
+        """Return values and deviations as columns of a cell."""
+        around = {deviation_of(name): value for name, value in self.deviation.items()}
+        return {**self.values, **around}
+
+
+def deviation_of(size: str) -> str:
+    """Return the name of the column that tells how much networks differ in a size."""
+    return f"{size} deviation"
 
 
 @dataclass(frozen=True)
@@ -114,9 +127,7 @@ def ask(
     cell |= {name: factual[name] for name in NUMBERS if name in factual and name != "ratio"}
     observed = _observed(own, cell) if named else {}
     sizes = sizes_of(frame, cell, checkpoints if named else ())
-    return Question(
-        cell, checkpoints, named, sizes, factual, observed, _support(rows, cell, where)
-    )
+    return Question(cell, checkpoints, named, sizes, factual, observed, _support(rows, cell, where))
 
 
 def known_machine(frame: pd.DataFrame, machine: str | None) -> None:
@@ -147,7 +158,8 @@ def sizes_of(frame: pd.DataFrame, cell: Mapping[str, Any], checkpoints: tuple[st
             source = whose or f"{count} networks of this architecture at this method and ratio"
             if spread > 0:
                 source += f" (their mean; they differ by up to {100 * spread:.2g} %)"
-            return Sizes(values, source, spread == 0)
+            around = dict.fromkeys(columns, 0.0) if whose or not spread else _around(rows, cell)
+            return Sizes(values, source, spread == 0, {name: around[name] for name in columns})
     for group, whose in ((own, "this network's own trials"), (rows, "trials of this architecture")):
         levels = np.unique(group["ratio"].to_numpy(dtype=float))
         if len(levels) > 1 and levels[0] < ratio < levels[-1]:
@@ -156,8 +168,24 @@ def sizes_of(frame: pd.DataFrame, cell: Mapping[str, Any], checkpoints: tuple[st
             position = int(np.searchsorted(levels, ratio))
             low, high = levels[position - 1], levels[position]
             source = f"a straight line between {whose} at ratios {low:g} and {high:g}"
-            return Sizes(values, source, False)
-    return Sizes(dict.fromkeys(columns, math.nan), "no trial tells", False)
+            around = _around(rows, cell)
+            return Sizes(values, source, False, {name: around[name] for name in columns})
+    nothing = dict.fromkeys(columns, math.nan)
+    return Sizes(nothing, "no trial tells", False, nothing)
+
+
+def _around(rows: pd.DataFrame, cell: Mapping[str, Any]) -> dict[str, float]:
+    """Return the standard deviation of sizes between trials at one ratio, near this ratio."""
+    found = {}
+    for name in (n for n in SIZES if n in rows):
+        variances = rows.groupby("ratio")[name].var(ddof=1).dropna()
+        there = len(variances) > 0
+        found[name] = (
+            math.sqrt(np.interp(cell["ratio"], variances.index, variances.to_numpy()))
+            if there
+            else 0.0
+        )
+    return found
 
 
 def _relative_spread(values: pd.Series[float]) -> float:
@@ -187,7 +215,7 @@ def _narrow(frame: pd.DataFrame, column: str, argument: str, value: object | Non
 def _at(frame: pd.DataFrame, cell: Mapping[str, Any], column: str) -> pd.DataFrame:
     if column not in frame or column not in cell:
         return frame
-    return frame[frame[column].astype(str) == cell[column]]
+    return frame.loc[frame[column].astype(str) == str(cell[column])]
 
 
 def _name(rows: pd.DataFrame) -> str:
@@ -249,7 +277,9 @@ def _machine(
         on_it = frame[frame["machine"].astype(str) == str(machine)]
         if "architecture" in frame:
             others = frame[frame["machine"].astype(str).isin(seen)]
-            shared = set(on_it["architecture"].astype(str)) & set(others["architecture"].astype(str))
+            shared = set(on_it["architecture"].astype(str)) & set(
+                others["architecture"].astype(str)
+            )
         else:
             shared = {where}
         if not shared:
@@ -260,9 +290,7 @@ def _machine(
     return {"machine": str(machine)}
 
 
-def _ratio(
-    rows: pd.DataFrame, own: pd.DataFrame, ratio: float | None, where: str
-) -> float:
+def _ratio(rows: pd.DataFrame, own: pd.DataFrame, ratio: float | None, where: str) -> float:
     if ratio is None:
         levels = np.unique(own["ratio"].to_numpy(dtype=float))
         if len(levels) > 1:

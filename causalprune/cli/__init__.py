@@ -22,6 +22,7 @@ from causalprune.cli.console import (
     fail,
     on_terminal,
 )
+from causalprune.cli.counterfactual_command import counterfactual
 from causalprune.cli.prune_command import prune
 from causalprune.cli.score_command import score
 from causalprune.cli.study_command import study
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.command()(score)
 app.command()(prune)
 app.command()(bench)
+app.command()(counterfactual)
 app.add_typer(study)
 
 _QUICK: Mapping[str, Any] = {

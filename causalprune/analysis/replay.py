@@ -1,0 +1,119 @@
+"""Replay: which cells to run for real, and how far counterfactuals were from what came back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from causalprune.analysis.counterfactual_results import Replay
+from causalprune.analysis.counterfactuals import REPLAY_SHARE, CounterfactualModel
+from causalprune.analysis.structural_intervals import calibrate
+from causalprune.analysis.tables import read_table
+from causalprune.errors import InvalidArgumentError, RecordError
+
+__all__ = ["cells_to_rerun", "replay_error"]
+
+
+def cells_to_rerun(
+    model: CounterfactualModel, *, count: int | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Choose at random which cells to run for real, to check the model's answers against them.
+
+    Parameters
+    ----------
+    model : CounterfactualModel
+    count : int, optional
+        How many; by default a tenth of the trials, at least one.
+    seed : int
+
+    Returns
+    -------
+    DataFrame
+        One row a cell: architecture, data set, checkpoint, method and ratio as far as the table
+        has them, and ``trial``, the number of the trial where the cell was run and -1 where it
+        was not. Cells: every network x method x ratio at which the architecture was pruned by
+        that method. A study of these networks with a randomised design runs those that were not.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from causalprune.analysis import CounterfactualModel, cells_to_rerun
+    >>> table = pd.DataFrame([
+    ...     {"trial": 4 * c + k, "checkpoint": c, "ratio": k / 4, "accuracy_loss": k * k / 100}
+    ...     for c in range(3) for k in range(4) if (c, k) != (2, 3)
+    ... ])
+    >>> model = CounterfactualModel.fit(table, replay_share=0)
+    >>> sorted(cells_to_rerun(model, count=12)["trial"])
+    [-1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    """
+    frame = model.frame
+    groups = [name for name in ("architecture", "dataset") if name in frame]
+    tried = [*groups, *(["method"] if "method" in frame else []), "ratio"]
+    networks = frame[[*groups, "checkpoint"]].drop_duplicates()
+    levels = frame[tried].drop_duplicates()
+    cells = networks.merge(levels, on=groups) if groups else networks.merge(levels, how="cross")
+    keys = [name for name in cells if name in frame]
+    plain = frame[frame["shift"].astype(str).eq("none")] if "shift" in frame else frame
+    numbers = plain.assign(trial=plain["trial"] if "trial" in plain else range(len(plain)))
+    known = numbers.drop_duplicates(keys)[[*keys, "trial"]]
+    cells = cells.merge(known, on=keys, how="left").fillna({"trial": -1}).astype({"trial": int})
+    wanted = max(1, round(REPLAY_SHARE * len(frame))) if count is None else count
+    if isinstance(wanted, bool) or not 1 <= wanted <= len(cells):
+        raise InvalidArgumentError(f"count: expected 1 to {len(cells)}, the cells, got {count!r}")
+    rows = np.sort(np.random.default_rng(seed).choice(len(cells), size=wanted, replace=False))
+    return cells.iloc[rows].reset_index(drop=True)
+
+
+def replay_error(
+    model: CounterfactualModel, new_rows: pd.DataFrame | str | Path
+) -> tuple[Replay, ...]:
+    """Compare the model's answers with trials that were run afterwards.
+
+    The model is fitted anew without the trials of the cells that the new rows repeat, so that no
+    trial helps to predict its own repetition.
+
+    Parameters
+    ----------
+    model : CounterfactualModel
+    new_rows : DataFrame, str or Path
+        A table of trials of networks that the model knows.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from causalprune.analysis import CounterfactualModel, replay_error
+    >>> rng = np.random.default_rng(0)
+    >>> table = pd.DataFrame([
+    ...     {"checkpoint": c, "ratio": k / 4, "accuracy_loss": k / 100 + 0.001 * rng.random()}
+    ...     for c in range(8) for k in range(4)
+    ... ])
+    >>> model = CounterfactualModel.fit(table, replay_share=0)
+    >>> replay_error(model, table.iloc[[1, 5]])[0].n
+    2
+    """
+    rows = read_table(new_rows)
+    if "status" in rows:
+        rows = rows[rows["status"].astype(str).str.lower() != "failed"]
+    lacking = [name for name in ("checkpoint", "ratio") if name not in rows]
+    if lacking:
+        raise RecordError(f"new_rows: missing columns {', '.join(lacking)}")
+    keys = [
+        name
+        for name in ("architecture", "dataset", "method", "ratio")
+        if name in rows and name in model.frame
+    ]
+    again = {_cell_key(row, keys) for row in rows.to_dict("records")}
+    kept = [_cell_key(row, keys) not in again for row in model.frame.to_dict("records")]
+    rest = model.frame[kept].reset_index(drop=True)
+    without = replace(model, frame=rest, calibrated=calibrate(rest, model.seed))
+    return without.compare(rows)
+
+
+def _cell_key(row: Mapping[Any, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    short = str(row["checkpoint"]).rpartition("/")[2]
+    return (short, *(f"{row[n]:.9g}" if n == "ratio" else str(row[n]) for n in keys))
