@@ -24,9 +24,15 @@ if TYPE_CHECKING:
     from causalprune.experiments import RunConfig, RunResult, Study, run_experiment
     from causalprune.measures import info
     from causalprune.nn import accelerate
-    from causalprune.pruning import Plan, Trace, apply, plan, prune
+    from causalprune.pruning import Plan, Trace, apply, audit, plan, prune
     from causalprune.reports import report
-    from causalprune.scoring import Scores, register_method, register_outcome, score
+    from causalprune.scoring import (
+        Scores,
+        register_method,
+        register_outcome,
+        score,
+        unit_table,
+    )
 
 _HOME = {
     "AnalysisResult": "analysis",
@@ -41,6 +47,7 @@ _HOME = {
     "analyze": "analysis",
     "apply": "pruning",
     "counterfactual": "analysis",
+    "audit": "pruning",
     "info": "measures",
     "plan": "pruning",
     "prune": "pruning",
@@ -49,6 +56,7 @@ _HOME = {
     "report": "reports",
     "run_experiment": "experiments",
     "score": "scoring",
+    "unit_table": "scoring",
 }
 
 __all__ = [
@@ -64,6 +72,7 @@ __all__ = [
     "accelerate",
     "analyze",
     "apply",
+    "audit",
     "counterfactual",
     "info",
     "nn",
@@ -74,6 +83,7 @@ __all__ = [
     "report",
     "run_experiment",
     "score",
+    "unit_table",
 ]
 
 

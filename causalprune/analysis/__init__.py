@@ -28,6 +28,7 @@ from causalprune.analysis.results import (
     load_analyses,
     save_analyses,
 )
+from causalprune.analysis.unit_effects import LayerMean, UnitEffects, unit_effects
 
 __all__ = [
     "AnalysisResult",
@@ -38,10 +39,12 @@ __all__ = [
     "CounterfactualModel",
     "Finding",
     "Independence",
+    "LayerMean",
     "Prediction",
     "Refutation",
     "Replay",
     "RootCause",
+    "UnitEffects",
     "accuracy_graph",
     "analyze",
     "cells_to_rerun",
@@ -52,4 +55,5 @@ __all__ = [
     "replay_error",
     "save_analyses",
     "threshold_columns",
+    "unit_effects",
 ]

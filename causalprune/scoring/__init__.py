@@ -43,6 +43,7 @@ from causalprune.scoring.methods import (
 from causalprune.scoring.outcomes import OUTCOMES, Outcome, register_outcome, resolve_outcome
 from causalprune.scoring.scores import Scores, fingerprint
 from causalprune.scoring.sharding import score_sharded
+from causalprune.scoring.unit_tables import unit_table
 
 __all__ = [
     "METHODS",
@@ -69,4 +70,5 @@ __all__ = [
     "score",
     "score_sharded",
     "stability",
+    "unit_table",
 ]
