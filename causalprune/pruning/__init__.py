@@ -1,5 +1,6 @@
 """From scores to a physically smaller network: plans, surgery, and the driver."""
 
+from causalprune.pruning.audits import Audit, audit
 from causalprune.pruning.blocks import prune_blocks, remove_vanished
 from causalprune.pruning.cascade_steps import CascadeStep, geometric_ratios
 from causalprune.pruning.cascades import cascade
@@ -17,6 +18,7 @@ from causalprune.pruning.trace import Removal, Step, Trace
 from causalprune.pruning.weights import prune_n_of_m, prune_weights
 
 __all__ = [
+    "Audit",
     "CascadeStep",
     "Footprint",
     "GroupDifference",
@@ -33,6 +35,7 @@ __all__ = [
     "Trace",
     "apply",
     "apply_masks",
+    "audit",
     "cascade",
     "geometric_ratios",
     "holding",

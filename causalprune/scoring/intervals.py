@@ -90,14 +90,14 @@ class PairedMean:
         return (self._squares / (self.n - 1) / self.n).sqrt()
 
 
-def student_t_quantile(probability: float, degrees: int) -> float:
+def student_t_quantile(probability: float, degrees: float) -> float:
     """Quantile of Student's t distribution.
 
     Parameters
     ----------
     probability : float
         In (0, 1).
-    degrees : int
+    degrees : float
         Degrees of freedom, at least 1.
 
     Raises
