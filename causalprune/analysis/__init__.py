@@ -18,6 +18,8 @@ from causalprune.analysis.counterfactual_results import (
 from causalprune.analysis.counterfactuals import CounterfactualModel, counterfactual
 from causalprune.analysis.graphs import accuracy_graph, cost_graph, iisc_graph
 from causalprune.analysis.iisc import threshold_columns
+from causalprune.analysis.layer_forests import GroupEffect, LayerForest, layer_forests
+from causalprune.analysis.mask_effects import mask_effects
 from causalprune.analysis.replay import cells_to_rerun, replay_error
 from causalprune.analysis.results import (
     AnalysisResult,
@@ -38,7 +40,9 @@ __all__ = [
     "Counterfactual",
     "CounterfactualModel",
     "Finding",
+    "GroupEffect",
     "Independence",
+    "LayerForest",
     "LayerMean",
     "Prediction",
     "Refutation",
@@ -51,7 +55,9 @@ __all__ = [
     "cost_graph",
     "counterfactual",
     "iisc_graph",
+    "layer_forests",
     "load_analyses",
+    "mask_effects",
     "replay_error",
     "save_analyses",
     "threshold_columns",

@@ -31,6 +31,7 @@ from causalprune.scoring.driver import score
 from causalprune.scoring.explanatory import explain
 from causalprune.scoring.explanatory_graph import ExplanatoryGraph
 from causalprune.scoring.explanatory_maps import attribution_map, stability
+from causalprune.scoring.mask_tables import MaskTable, mask_table
 from causalprune.scoring.methods import (
     METHODS,
     Job,
@@ -52,6 +53,7 @@ __all__ = [
     "Batches",
     "ExplanatoryGraph",
     "Job",
+    "MaskTable",
     "Method",
     "MethodResult",
     "Outcome",
@@ -61,6 +63,7 @@ __all__ = [
     "attribution_map",
     "explain",
     "fingerprint",
+    "mask_table",
     "mint_masks",
     "random_masks",
     "register_method",

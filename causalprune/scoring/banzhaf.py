@@ -74,9 +74,10 @@ def banzhaf(
         ``outcome_whole`` (of the whole network), ``target`` where there are targets,
         ``n_removed``, ``log_probability`` of the mask (natural), and for every group the fraction
         of its units that is removed. Treatments are randomised by construction, so it feeds
-        DoWhy and EconML as it is. Table ``"layers"``: group, its ``column`` in the design,
-        ``n_units``, ``q`` (mean over its units). Table ``"masks"``: the masks, packed to bits;
-        :func:`recorded_masks` unpacks them.
+        DoWhy and EconML as it is. Table ``"layers"``: group, its ``column`` in the
+        design, ``n_units``, ``q`` (mean over its units). Table ``"units"``: group, unit, its
+        ``q``. Table ``"masks"``: the masks, packed to bits; :func:`recorded_masks` unpacks them,
+        and :func:`causalprune.scoring.mask_table` makes one table of all.
 
     Raises
     ------
@@ -106,6 +107,7 @@ def banzhaf(
         tables={
             "design": _design(job.graph, probability, masks, outcomes, wholes, targets),
             "layers": _layers(job.graph, probability),
+            "units": _units(job.graph, probability),
             "masks": {"bits": np.packbits(masks.numpy(), axis=None)},
         },
     )
@@ -308,4 +310,12 @@ def _layers(graph: UnitGraph, probability: Tensor) -> dict[str, Any]:
         "column": _columns(graph),
         "n_units": [group.n_units for group in graph.groups],
         "q": [float(part.mean()) for part in parts],
+    }
+
+
+def _units(graph: UnitGraph, probability: Tensor) -> dict[str, Any]:
+    return {
+        "group": [group.name for group in graph.groups for _ in range(group.n_units)],
+        "unit": [unit for group in graph.groups for unit in range(group.n_units)],
+        "q": probability,
     }
