@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from causalprune.analysis.effects import MAX_KNOTS
+from causalprune.analysis.splines import MAX_KNOTS
 
 __all__: list[str] = []
 
