@@ -245,7 +245,9 @@ def main() -> None:
         "size unless marginal. The columns of units by cheap score and by true effect include "
         "those that were ablated; the latter group is known only to who has the truth, and no "
         "interval can promise anything for it. Costs are forward-equivalents, the features "
-        "included, as a fraction of ablating every filter in suffix replay.",
+        "included, as a fraction of ablating every filter in suffix replay. Filters that are drawn "
+        "by size lie earlier in the network and are dearer, so variances are to be read together "
+        "with the costs.",
     ]
     tables = {}
     for outcome in ("loss", "logits"):
