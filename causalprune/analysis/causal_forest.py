@@ -13,7 +13,15 @@ from scipy.stats import rankdata
 from causalprune.analysis import effects
 from causalprune.analysis.clustered import Estimate, fit_clustered
 from causalprune.analysis.evidence import Finding
-from causalprune.analysis.findings import covariates_of, found, refused, said, step_of
+from causalprune.analysis.findings import (
+    at_most,
+    covariates_of,
+    found,
+    only,
+    refused,
+    said,
+    step_of,
+)
 from causalprune.analysis.heterogeneity import (
     MODIFIERS,
     beyond,
@@ -76,6 +84,7 @@ def causal_forest(
     adjustment : sequence of str
         Columns that the graph asks for; needed where nothing was assigned.
     seed : int
+        Of the folds, the trees, and the 5000 trials that are drawn where there are more.
 
     Returns
     -------
@@ -96,7 +105,8 @@ def causal_forest(
     """
     about: dict[str, Any] = {"outcome": outcome, "n_clusters": trials.n_clusters}
     contrast = f"+{step_of(treatment):g} of {name_of(treatment)}"
-    trials = _at_most(with_shifts(trials, outcome) if "shift" in modifiers else trials, seed)
+    shown = with_shifts(trials, outcome) if "shift" in modifiers else trials
+    trials = at_most(shown, MAX_TRIALS, seed)
     names = [name for name in modifiers if is_modifier(trials.frame, name, treatment)]
     reason = _too_small(trials, outcome, names)
     if reason:
@@ -107,12 +117,7 @@ def causal_forest(
         return (refused(QUESTION, contrast, ESTIMATOR, reason, **about),)
     verdict = _verdict(_calibration(trials, treatment, outcome, predicted, fold, adjustment))
     group = _groups(predicted, fold)
-    grouped = Trials(
-        trials.frame.assign(predicted_effect=group),
-        trials.n_failed,
-        trials.n_incomplete,
-        trials.designed,
-    )
+    grouped = only(trials, trials.frame.assign(predicted_effect=group))
     realised, _ = effects_by_level(
         grouped, treatment, outcome, "predicted_effect", adjustment=adjustment
     )
@@ -133,14 +138,6 @@ def causal_forest(
         about = {"outcome": outcome, "n_clusters": networks}
         listed.append(found(QUESTION, said_of, ESTIMATOR, estimate, sentence=sentence, **about))
     return tuple(listed)
-
-
-def _at_most(trials: Trials, seed: int) -> Trials:
-    if len(trials.frame) <= MAX_TRIALS:
-        return trials
-    rows = np.sort(np.random.default_rng(seed).permutation(len(trials.frame))[:MAX_TRIALS])
-    frame = trials.frame.iloc[rows].reset_index(drop=True)
-    return Trials(frame, trials.n_failed, trials.n_incomplete, trials.designed)
 
 
 def _too_small(trials: Trials, outcome: str, names: list[str]) -> str:

@@ -173,10 +173,10 @@ def _unsupported(frame: pd.DataFrame, treatment: str, start: float, end: float) 
     """Say which kind of network never came near a level; empty where all did."""
     kinds = [name for name in ("architecture", "dataset") if name in frame]
     by_level = curve_grid(frame[treatment].to_numpy(dtype=float))[2]
-    for kind, rows in frame.groupby(effects.block_codes(frame, kinds)):
+    for _, rows in frame.groupby(effects.block_codes(frame, kinds)):
         levels = rows[treatment]
-        first = frame.loc[effects.block_codes(frame, kinds) == kind, kinds].iloc[0]
-        who = f"networks of {', '.join(map(str, first))}" if kinds else "networks"
+        named = ", ".join(map(str, rows[kinds].iloc[0]))
+        who = f"networks of {named}" if kinds else "networks"
         for level in (start, end):
             if not levels.min() - ROUNDING <= level <= levels.max() + ROUNDING:
                 return (

@@ -68,10 +68,12 @@ def design_blocks(frame: pd.DataFrame, treatment: str) -> tuple[str, ...]:
 
 def block_codes(frame: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.int64]:
     """Return one code per row for each combination of `columns`; all zero without columns."""
-    if not columns:
-        return np.zeros(len(frame), dtype=np.int64)
-    keys = frame[list(columns)].astype(str).agg("\x1f".join, axis=1)
-    return np.asarray(pd.factorize(keys)[0], dtype=np.int64)
+    codes = np.zeros(len(frame), dtype=np.int64)
+    for name in columns:
+        own = pd.factorize(frame[name].astype(str))[0]
+        # Numbered anew for each column, so that the numbers stay below the rows.
+        codes = np.asarray(pd.factorize(codes * (own.max() + 1) + own)[0], dtype=np.int64)
+    return codes
 
 
 def build_design(

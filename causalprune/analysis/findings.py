@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from causalprune.analysis import effects
@@ -12,9 +14,7 @@ from causalprune.analysis.evidence import Finding
 from causalprune.analysis.tables import Trials
 from causalprune.analysis.wording import amount, span
 
-__all__ = ["covariates_of", "found", "refused", "said", "step_of"]
-
-NAN = float("nan")
+__all__ = ["at_most", "covariates_of", "found", "only", "refused", "said", "step_of"]
 
 
 def step_of(treatment: str) -> float:
@@ -26,6 +26,20 @@ def step_of(treatment: str) -> float:
     (0.1, 1.0)
     """
     return 0.1 if "ratio" in treatment else 1.0
+
+
+def at_most(trials: Trials, count: int, seed: int) -> Trials:
+    """Return `count` trials drawn at random where there are more."""
+    if len(trials.frame) <= count:
+        return trials
+    rows = np.sort(np.random.default_rng(seed).permutation(len(trials.frame))[:count])
+    return only(trials, trials.frame.iloc[rows])
+
+
+def only(trials: Trials, frame: pd.DataFrame) -> Trials:
+    """Return some of the trials, or the same with other columns."""
+    fresh = frame.reset_index(drop=True)
+    return Trials(fresh, trials.n_failed, trials.n_incomplete, trials.designed)
 
 
 def covariates_of(
@@ -84,4 +98,14 @@ def refused(
     question: str, contrast: str, estimator: str, reason: str, *, outcome: str, n_clusters: int
 ) -> Finding:
     """Return the finding that there is no number, and why."""
-    return Finding(question, contrast, estimator, NAN, NAN, NAN, outcome, n_clusters, reason=reason)
+    return Finding(
+        question,
+        contrast,
+        estimator,
+        math.nan,
+        math.nan,
+        math.nan,
+        outcome,
+        n_clusters,
+        reason=reason,
+    )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from causalprune.analysis import effects
 from causalprune.analysis.clustered import Estimate, fit_clustered, holm
 from causalprune.analysis.evidence import Finding
-from causalprune.analysis.findings import covariates_of, found, refused, said, step_of
+from causalprune.analysis.findings import covariates_of, found, only, refused, said, step_of
 from causalprune.analysis.tables import Trials
 from causalprune.analysis.wording import name_of, p_text
 from causalprune.experiments.shift_rows import has_shift_rows, rows_by_shift
@@ -101,7 +101,7 @@ def with_shifts(trials: Trials, outcome: str) -> Trials:
         return trials
     frame = rows_by_shift(trials.frame)
     frame[outcome] = frame[outcome].astype(float)
-    return Trials(frame, trials.n_failed, trials.n_incomplete, trials.designed)
+    return only(trials, frame)
 
 
 def effects_by_level(
@@ -126,7 +126,7 @@ def effects_by_level(
     kept = frame.loc[frame[modifier].astype(str).isin(usable)].reset_index(drop=True)
     if not usable:
         return result, float("nan")
-    own = Trials(kept, trials.n_failed, trials.n_incomplete, trials.designed)
+    own = only(trials, kept)
     named = kept[modifier].astype(str).to_numpy()
     member = np.column_stack([named == level for level in usable]).astype(float)
     slopes = member * kept[treatment].to_numpy(dtype=float)[:, None]

@@ -10,7 +10,7 @@ import numpy as np
 from causalprune.analysis import effects
 from causalprune.analysis.clustered import fit_clustered
 from causalprune.analysis.evidence import Finding
-from causalprune.analysis.findings import covariates_of, found, refused, said, step_of
+from causalprune.analysis.findings import covariates_of, found, only, refused, said, step_of
 from causalprune.analysis.tables import Trials
 from causalprune.analysis.wording import name_of
 
@@ -78,8 +78,7 @@ def instrument(
     reason = _unusable(trials, outcome, target, achieved)
     if reason:
         return (refused(QUESTION, contrast, SECOND_STAGE, reason, outcome=outcome, **about),)
-    frame = trials.frame.loc[trials.frame[[target, achieved]].notna().all(axis=1)]
-    own = Trials(frame.reset_index(drop=True), 0, 0, trials.designed)
+    own = only(trials, trials.frame.loc[trials.frame[[target, achieved]].notna().all(axis=1)])
     frame = own.frame
     clusters = effects.block_codes(frame, ["checkpoint"])
     asked, got, result = (frame[name].to_numpy(dtype=float) for name in (target, achieved, outcome))

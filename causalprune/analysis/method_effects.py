@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from causalprune.analysis import effects
 from causalprune.analysis.clustered import Estimate, holm, mean_over_networks
 from causalprune.analysis.evidence import Finding
-from causalprune.analysis.findings import covariates_of, found, refused, said
+from causalprune.analysis.findings import at_most, covariates_of, found, only, refused, said
 from causalprune.analysis.known_design import import_econml, known_propensity, propensities
 from causalprune.analysis.tables import DESIGN_COLUMNS, Trials
 from causalprune.analysis.wording import name_of, p_text
@@ -28,6 +28,8 @@ LEARNER = "LinearDRLearner, known propensity"
 FOLDS = 5
 # More networks than this are left out in groups, not one by one.
 JACKKNIFE_GROUPS = 20
+# The learner is fitted once for each group that is left out; more trials are drawn from.
+MAX_TRIALS = 20_000
 # More levels of the ratio than this are a number, not names.
 MAX_LEVELS = 12
 
@@ -93,7 +95,7 @@ def method_effects(
         reason = f"The table has {have}: there is nothing to compare it with."
         return (refused(QUESTION, "one method instead of another", PAIRED, reason, **about),)
     base = control or ("random" if "random" in methods else methods[0])
-    pruned = _without_unpruned(trials)
+    pruned = _pruned(trials)
     others = [name for name in methods if name != base]
     return (
         *_paired(pruned, treatment, outcome, base, others),
@@ -101,12 +103,11 @@ def method_effects(
     )
 
 
-def _without_unpruned(trials: Trials) -> Trials:
-    frame = trials.frame
-    if "ratio" not in frame or not frame["ratio"].gt(0).any():
-        return trials
-    kept = frame.loc[frame["ratio"] > 0].reset_index(drop=True)
-    return Trials(kept, trials.n_failed, trials.n_incomplete, trials.designed)
+def _pruned(trials: Trials) -> Trials:
+    """Leave out what no method has pruned."""
+    frame = trials.frame.loc[trials.frame["method"].notna()]
+    pruned = frame["ratio"].gt(0) if "ratio" in frame else pd.Series(True, index=frame.index)
+    return only(trials, frame.loc[pruned] if pruned.any() else frame)
 
 
 def _paired(
@@ -179,6 +180,7 @@ def _holm_text(p_value: float, comparisons: int) -> str:
 def _learned(
     trials: Trials, treatment: str, outcome: str, base: str, others: list[str], seed: int
 ) -> list[Finding]:
+    trials = at_most(trials, MAX_TRIALS, seed)
     frame = trials.frame
     about: dict[str, Any] = {"outcome": outcome, "n_clusters": trials.n_clusters}
     estimates = _jackknife(trials, treatment, outcome, [base, *others], seed)

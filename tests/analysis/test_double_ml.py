@@ -21,7 +21,7 @@ def _trials(frame: pd.DataFrame) -> Trials:
 
 def test_contrasts_cover_the_truth() -> None:
     hits = []
-    for seed in range(200, 216):
+    for seed in range(200, 225):
         found = double_ml(_trials(simulate(seed, checkpoints=10)))
         assert [item.contrast for item in found][:2] == [
             "prune ratio 0 to 0.2",
