@@ -105,8 +105,8 @@ def causal_forest(
     """
     about: dict[str, Any] = {"outcome": outcome, "n_clusters": trials.n_clusters}
     contrast = f"+{step_of(treatment):g} of {name_of(treatment)}"
-    shown = with_shifts(trials, outcome) if "shift" in modifiers else trials
-    trials = at_most(shown, MAX_TRIALS, seed)
+    whole = with_shifts(trials, outcome) if "shift" in modifiers else trials
+    trials = at_most(whole, MAX_TRIALS, seed)
     names = [name for name in modifiers if is_modifier(trials.frame, name, treatment)]
     reason = _too_small(trials, outcome, names)
     if reason:

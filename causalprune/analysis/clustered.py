@@ -127,7 +127,7 @@ def mean_over_networks(values: Array) -> Estimate:
 
     Examples
     --------
-    >>> mean_over_networks(np.array([0.1, 0.2, 0.3])).value
+    >>> round(mean_over_networks(np.array([0.1, 0.2, 0.3])).value, 6)
     0.2
     """
     error = float(np.std(values, ddof=1)) / len(values) ** 0.5

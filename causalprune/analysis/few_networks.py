@@ -65,7 +65,7 @@ def few_networks(
     --------
     >>> import pandas as pd
     >>> from causalprune.analysis.tables import completed_trials
-    >>> rng = np.random.default_rng(0)
+    >>> rng = np.random.default_rng(1)
     >>> table = pd.DataFrame([
     ...     {"checkpoint": c, "ratio": r, "assignment": "drawn",
     ...      "accuracy_loss": 0.1 * r + 0.002 * rng.standard_normal()}

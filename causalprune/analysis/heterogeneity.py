@@ -61,7 +61,7 @@ def heterogeneity(
     Examples
     --------
     >>> from causalprune.analysis.tables import completed_trials
-    >>> rng = np.random.default_rng(0)
+    >>> rng = np.random.default_rng(1)
     >>> table = pd.DataFrame([
     ...     {"checkpoint": c, "method": m, "ratio": r, "assignment": "randomised",
     ...      "accuracy_loss": (0.1 + 0.1 * (m == "l1")) * r + 0.002 * rng.standard_normal()}
