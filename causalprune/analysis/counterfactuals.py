@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,7 +85,7 @@ class CounterfactualModel:
     @classmethod
     def fit(
         cls,
-        table: pd.DataFrame | str | Path,
+        table: Any,
         *,
         seed: int = 0,
         replay_share: float = REPLAY_SHARE,
@@ -95,7 +94,7 @@ class CounterfactualModel:
 
         Parameters
         ----------
-        table : DataFrame, str or Path
+        table : DataFrame, Study or path
             As `analyze` takes it. Needs ``ratio``, ``checkpoint`` and one of ``accuracy_loss``,
             ``memory_bytes``, ``latency_ms``.
         seed : int
@@ -278,7 +277,7 @@ class CounterfactualModel:
 
 
 def counterfactual(
-    table: pd.DataFrame | str | Path,
+    table: Any,
     *,
     network: str | None = None,
     ratio: float | None = None,
@@ -293,7 +292,7 @@ def counterfactual(
 
     Parameters
     ----------
-    table : DataFrame, str or Path
+    table : DataFrame, Study or path
         As `analyze` takes it.
     network, ratio, method, machine, dataset, shift, checkpoint
         As `CounterfactualModel.counterfactual` takes them.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,9 +68,7 @@ def cells_to_rerun(
     return cells.iloc[rows].reset_index(drop=True)
 
 
-def replay_error(
-    model: CounterfactualModel, new_rows: pd.DataFrame | str | Path
-) -> tuple[Replay, ...]:
+def replay_error(model: CounterfactualModel, new_rows: Any) -> tuple[Replay, ...]:
     """Compare the model's answers with trials that were run afterwards.
 
     The model is fitted anew without the trials of the cells that the new rows repeat, so that no
@@ -80,7 +77,7 @@ def replay_error(
     Parameters
     ----------
     model : CounterfactualModel
-    new_rows : DataFrame, str or Path
+    new_rows : DataFrame, Study or path
         A table of trials of networks that the model knows.
 
     Examples

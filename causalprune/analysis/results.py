@@ -201,12 +201,12 @@ class AnalysisResult:
             )
         return again.refutations
 
-    def counterfactual(self, table: pd.DataFrame | str | Path, **question: Any) -> Counterfactual:
+    def counterfactual(self, table: Any, **question: Any) -> Counterfactual:
         """Answer a what-if question from the trials behind this result.
 
         Parameters
         ----------
-        table : DataFrame, str or Path
+        table : DataFrame, Study or path
             As `analyze` took it: a result is a record and holds no trials.
         **question
             `network`, `ratio`, `method`, `machine`, ... as
@@ -216,14 +216,12 @@ class AnalysisResult:
 
         return counterfactual(table, seed=self.seed, **question)
 
-    def attribute(
-        self, table: pd.DataFrame | str | Path, row: int | Mapping[str, Any]
-    ) -> Attribution:
+    def attribute(self, table: Any, row: int | Mapping[str, Any]) -> Attribution:
         """Find the root causes of one trial's outcome.
 
         Parameters
         ----------
-        table : DataFrame, str or Path
+        table : DataFrame, Study or path
             As `analyze` took it.
         row : int or mapping
             Number of a trial of the table, or a row with its columns.

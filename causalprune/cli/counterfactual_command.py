@@ -14,7 +14,9 @@ __all__ = ["counterfactual"]
 
 
 def counterfactual(
-    table: Annotated[Path, typer.Argument(help="Folder of a run, or a trials.csv.")],
+    table: Annotated[
+        Path, typer.Argument(help="Folder of a run or a study, or a .csv or .parquet.")
+    ],
     network: Annotated[
         str | None, typer.Option(help="Architecture; may be left out where there is one.")
     ] = None,
