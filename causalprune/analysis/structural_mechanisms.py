@@ -69,6 +69,8 @@ class LocationScale:
 
     causes: Causes
     log: bool = False
+    # Which network each row of `fit` is of: what is a network's own is neither curve nor spread.
+    networks: NDArray[np.int64] | None = None
     knots: Array = field(default_factory=lambda: np.zeros(1))
     levels: dict[str, Array] = field(default_factory=dict)
     centre: Array = field(default_factory=lambda: np.zeros(0))
@@ -79,17 +81,22 @@ class LocationScale:
     noise: Array = field(default_factory=lambda: np.zeros(0))
 
     def fit(self, X: Any, Y: Any) -> None:
-        """Fit curve, then spread, then the curve again with the spread as weights."""
+        """Fit curve, spread and the networks' own noise in turn, each given the others."""
         parents, target = _matrix(X), self.transformed(_matrix(Y)[:, 0])
         self._learn_basis(parents)
         design = self._design(parents)
-        weights = np.ones(len(target))
-        for _ in range(2):
+        weights, own = np.ones(len(target)), np.zeros(len(target))
+        for _ in range(3):
             self.coefficients, self.penalty, held_out = _ridge(
-                design, target, weights, self._penalties()
+                design, target - own, weights, self._penalties()
             )
             self._fit_spread(parents, held_out)
-            weights = 1 / self.scale(parents) ** 2
+            scale = self.scale(parents)
+            weights = 1 / scale**2
+            if self.networks is not None:
+                noise = (target - design @ self.coefficients) / scale
+                parts = variance_parts(noise, self.networks)
+                own = scale * shrunk_means(noise, self.networks, parts)[self.networks]
         self.noise = self.estimate_noise(Y, X)[:, 0]
 
     def refitted(self, X: Any, Y: Any, weights: Array) -> LocationScale:
@@ -143,7 +150,7 @@ class LocationScale:
 
     def clone(self) -> LocationScale:
         """Return the same mechanism, not fitted."""
-        return LocationScale(self.causes, self.log)
+        return LocationScale(self.causes, self.log, self.networks)
 
     def _column(self, parents: Array, name: str) -> Array:
         values = parents[:, self.causes.names.index(name)]
@@ -267,6 +274,28 @@ class SizeTable:
     def _split(self, parents: Array) -> tuple[Array, Array]:
         column = self.names.index("ratio")
         return parents[:, column], np.delete(parents, column, axis=1)
+
+
+def variance_parts(noise: Array, networks: NDArray[np.int64]) -> tuple[float, float]:
+    """Estimate the variance of the noise between and within networks, by moments."""
+    counts = np.bincount(networks)
+    free = len(noise) - len(counts)
+    if len(counts) < 2 or free < 1:
+        return 0.0, float(np.var(noise))
+    means = np.bincount(networks, weights=noise) / counts
+    within = float(np.sum((noise - means[networks]) ** 2) / free)
+    between = float(means.var(ddof=1)) - within * float(np.mean(1 / counts))
+    return max(between, 0.0), within
+
+
+def shrunk_means(noise: Array, networks: NDArray[np.int64], parts: tuple[float, float]) -> Array:
+    """Return each network's mean noise, shrunk by how much of it other trials would share."""
+    between, within = parts
+    counts = np.bincount(networks)
+    means = np.bincount(networks, weights=noise) / counts
+    if between <= 0:
+        return np.zeros(len(counts))
+    return np.asarray(between / (between + within / counts) * means)
 
 
 def _matrix(values: Any) -> Array:

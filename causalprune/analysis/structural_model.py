@@ -19,7 +19,14 @@ import pandas as pd
 
 from causalprune.analysis.graphs import accuracy_graph, cost_graph
 from causalprune.analysis.identification import import_dowhy, quiet_dowhy
-from causalprune.analysis.structural_mechanisms import Array, Causes, LocationScale, SizeTable
+from causalprune.analysis.structural_mechanisms import (
+    Array,
+    Causes,
+    LocationScale,
+    SizeTable,
+    shrunk_means,
+    variance_parts,
+)
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -170,6 +177,7 @@ def fit_structure(frame: pd.DataFrame, levels: Mapping[str, tuple[str, ...]]) ->
     graph = structural_graph(columns, varying)
     nodes = [str(node) for node in graph]
     data = coded(frame, nodes, levels)
+    networks = pd.factorize(frame["checkpoint"].astype(str))[0]
     with quiet_gcm() as gcm:
         scm = gcm.InvertibleStructuralCausalModel(graph.copy())
         for node in nodes:
@@ -179,11 +187,13 @@ def fit_structure(frame: pd.DataFrame, levels: Mapping[str, tuple[str, ...]]) ->
             elif node in SIZES:
                 scm.set_causal_mechanism(node, SizeTable(tuple(parents)))
             else:
-                scm.set_causal_mechanism(node, LocationScale(_causes(parents), _is_log(node, data)))
+                scm.set_causal_mechanism(
+                    node, LocationScale(_causes(parents), _is_log(node, data), networks)
+                )
         gcm.fit(scm, data[nodes])
     data["checkpoint"] = frame["checkpoint"].astype(str).to_numpy()
     bare = Structure(scm, levels, data, {}, {})
-    parts = {node: _between_and_within(bare, node) for node in bare.outcomes}
+    parts = {node: variance_parts(_residual_noise(bare, node), networks) for node in bare.outcomes}
     own = {node: _own_noise(bare, node, parts[node]) for node in bare.outcomes}
     return replace(bare, own=own, shrinkage=parts)
 
@@ -303,24 +313,7 @@ def _residual_noise(structure: Structure, node: str) -> Array:
     return np.asarray(found)[:, 0]
 
 
-def _between_and_within(structure: Structure, node: str) -> tuple[float, float]:
-    """Estimate the variance of the noise between and within networks, by moments."""
-    noise = pd.Series(_residual_noise(structure, node))
-    groups = noise.groupby(structure.data["checkpoint"].to_numpy())
-    counts, means = groups.count(), groups.mean()
-    free = len(noise) - len(counts)
-    if len(counts) < 2 or free < 1:
-        return 0.0, float(np.var(noise))
-    within = float((groups.var(ddof=0) * counts).sum() / free)
-    between = float(means.var(ddof=1)) - within * float((1 / counts).mean())
-    return max(between, 0.0), within
-
-
 def _own_noise(structure: Structure, node: str, parts: tuple[float, float]) -> dict[str, float]:
-    """Return each network's mean noise, shrunk by how much of it other trials would share."""
-    between, within = parts
     codes, names = pd.factorize(structure.data["checkpoint"])
-    counts = np.bincount(codes)
-    means = np.bincount(codes, weights=_residual_noise(structure, node)) / counts
-    share = between / (between + within / counts) if between > 0 else np.zeros(len(counts))
-    return {str(name): float(value) for name, value in zip(names, share * means, strict=True)}
+    means = shrunk_means(_residual_noise(structure, node), codes, parts)
+    return {str(name): float(value) for name, value in zip(names, means, strict=True)}

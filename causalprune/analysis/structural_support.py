@@ -175,16 +175,21 @@ def sizes_of(frame: pd.DataFrame, cell: Mapping[str, Any], checkpoints: tuple[st
 
 
 def _around(rows: pd.DataFrame, cell: Mapping[str, Any]) -> dict[str, float]:
-    """Return the standard deviation of sizes between trials at one ratio, near this ratio."""
+    """Return the standard deviation of sizes between networks, pooled over the ratios.
+
+    Pooled, because two or three networks at one ratio may agree by chance; ratios at which all
+    have the same size, as where nothing is pruned, are left out unless that is asked for.
+    """
     found = {}
     for name in (n for n in SIZES if n in rows):
-        variances = rows.groupby("ratio")[name].var(ddof=1).dropna()
-        there = len(variances) > 0
-        found[name] = (
-            math.sqrt(np.interp(cell["ratio"], variances.index, variances.to_numpy()))
-            if there
-            else 0.0
-        )
+        groups = rows.groupby("ratio")[name]
+        variances, free = groups.var(ddof=1).fillna(0.0), groups.count() - 1
+        same = np.abs(variances.index.to_numpy(dtype=float) - cell["ratio"]) < SAME_RATIO
+        vary = (variances > 0).to_numpy()
+        constant = bool((same & ~vary & (free > 0).to_numpy()).any())
+        total = float(free[vary].sum())
+        pooled = float((variances * free)[vary].sum()) / total if total else 0.0
+        found[name] = 0.0 if constant else math.sqrt(pooled)
     return found
 
 
