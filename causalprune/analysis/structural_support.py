@@ -122,7 +122,8 @@ def ask(
     rows, own = _at(rows, cell, "shift"), _at(own, cell, "shift")
     cell |= _category(rows, own, "method", method, where)
     cell |= _machine(frame, own, machine, where)
-    cell["ratio"] = _ratio(_at(rows, cell, "method"), own, ratio, f"{where} by {cell['method']}")
+    by = f" by {cell['method']}" if "method" in cell else ""
+    cell["ratio"] = _ratio(_at(rows, cell, "method"), own, ratio, f"{where}{by}")
     factual = _nearest(own, cell)
     cell |= {name: factual[name] for name in NUMBERS if name in factual and name != "ratio"}
     observed = _observed(own, cell) if named else {}
