@@ -9,12 +9,12 @@ from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from causalprune.errors import DataError, InvalidArgumentError
 from causalprune.measures import excess_error_trend, excess_errors, prune_potentials
 from causalprune.measures.prune_potential import DELTA
-from causalprune.pruning.weights import WEIGHT_METHODS
-from causalprune.scoring.intervals import student_t_quantile
+from causalprune.measures.removal_kinds import WEIGHT_METHODS
 
 __all__ = [
     "ALL_METHODS",
@@ -315,5 +315,5 @@ def _interval(values: pd.Series[float], level: float) -> tuple[float, float, flo
     if len(found) < 2:
         return mean, np.nan, np.nan, np.nan
     sd = float(found.std(ddof=1))
-    half = student_t_quantile((1 + level) / 2, len(found) - 1) * sd / np.sqrt(len(found))
+    half = float(stdtrit(len(found) - 1, (1 + level) / 2)) * sd / np.sqrt(len(found))
     return mean, sd, float(mean - half), float(mean + half)

@@ -2,17 +2,15 @@
 
 Costs: parameters, multiply-accumulates, memory, time, and the machine's state. Losses: the measures
 of "Lost in Pruning" (Liebenwein et al. 2021), agreement of outputs, calibration, and who is hurt.
+
+What works on tables alone needs no torch; the other names are loaded when they are first used.
 """
 
 from __future__ import annotations
 
-from causalprune.measures.agreement import (
-    CalibrationError,
-    OutputAgreement,
-    calibration_error,
-    output_agreement,
-)
-from causalprune.measures.class_losses import ClassLosses, class_losses
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from causalprune.measures.excess_error import (
     ExcessErrorTrend,
     excess_error,
@@ -20,40 +18,80 @@ from causalprune.measures.excess_error import (
     excess_errors,
 )
 from causalprune.measures.guidelines import Recommendation, recommend
-from causalprune.measures.information import info
-from causalprune.measures.informative_features import (
-    InformativeFeatures,
-    cross_confidence,
-    informative_features,
-)
-from causalprune.measures.latency import (
-    Latency,
-    interleaved_latency_ms,
-    latency_ms,
-    torch_threads,
-)
-from causalprune.measures.machine import machine_info
-from causalprune.measures.memory import peak_activation_bytes
-from causalprune.measures.noise_similarity import NoiseSimilarity, noise_similarity
-from causalprune.measures.process_memory import (
-    PeakMemory,
-    peak_gpu_bytes,
-    peak_process_bytes,
-)
 from causalprune.measures.prune_potential import (
     PrunePotentials,
     prune_potential,
     prune_potentials,
 )
-from causalprune.measures.size import (
-    count_layer_weights,
-    count_macs,
-    count_nonzero_macs,
-    count_parameters,
-    parameter_bytes,
-)
 from causalprune.measures.system import SystemMonitor, SystemStatistics
-from causalprune.measures.uniform_noise import add_uniform_noise
+
+if TYPE_CHECKING:
+    from causalprune.measures.agreement import (
+        CalibrationError,
+        OutputAgreement,
+        calibration_error,
+        output_agreement,
+    )
+    from causalprune.measures.feature_information import (
+        InformativeFeatures,
+        cross_confidence,
+        informative_features,
+    )
+    from causalprune.measures.information import info
+    from causalprune.measures.latency import (
+        Latency,
+        interleaved_latency_ms,
+        latency_ms,
+        torch_threads,
+    )
+    from causalprune.measures.losses_by_class import ClassLosses, class_losses
+    from causalprune.measures.machine import machine_info
+    from causalprune.measures.memory import peak_activation_bytes
+    from causalprune.measures.process_memory import (
+        PeakMemory,
+        peak_gpu_bytes,
+        peak_process_bytes,
+    )
+    from causalprune.measures.similarity_under_noise import NoiseSimilarity, noise_similarity
+    from causalprune.measures.size import (
+        count_layer_weights,
+        count_macs,
+        count_nonzero_macs,
+        count_parameters,
+        parameter_bytes,
+    )
+    from causalprune.measures.uniform_noise import add_uniform_noise
+
+# No module here may have the name of what it holds: importing it would hide that.
+_HOME = {
+    "CalibrationError": "agreement",
+    "ClassLosses": "losses_by_class",
+    "InformativeFeatures": "feature_information",
+    "Latency": "latency",
+    "NoiseSimilarity": "similarity_under_noise",
+    "OutputAgreement": "agreement",
+    "PeakMemory": "process_memory",
+    "add_uniform_noise": "uniform_noise",
+    "calibration_error": "agreement",
+    "class_losses": "losses_by_class",
+    "count_layer_weights": "size",
+    "count_macs": "size",
+    "count_nonzero_macs": "size",
+    "count_parameters": "size",
+    "cross_confidence": "feature_information",
+    "info": "information",
+    "informative_features": "feature_information",
+    "interleaved_latency_ms": "latency",
+    "latency_ms": "latency",
+    "machine_info": "machine",
+    "noise_similarity": "similarity_under_noise",
+    "output_agreement": "agreement",
+    "parameter_bytes": "size",
+    "peak_activation_bytes": "memory",
+    "peak_gpu_bytes": "process_memory",
+    "peak_process_bytes": "process_memory",
+    "torch_threads": "latency",
+}
 
 __all__ = [
     "CalibrationError",
@@ -95,3 +133,13 @@ __all__ = [
     "recommend",
     "torch_threads",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from causalprune.errors import InvalidArgumentError
-from causalprune.measures.class_losses import ClassLosses
 from causalprune.measures.excess_error import ExcessErrorTrend
-from causalprune.measures.noise_similarity import NoiseSimilarity
 from causalprune.measures.prune_potential import PrunePotentials
+
+if TYPE_CHECKING:
+    from causalprune.measures.losses_by_class import ClassLosses
+    from causalprune.measures.similarity_under_noise import NoiseSimilarity
 
 __all__ = ["Recommendation", "recommend"]
 

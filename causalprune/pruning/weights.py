@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from causalprune.errors import InvalidArgumentError, UnknownNameError, UnsupportedModelError
 from causalprune.graph import UnitGraph, capture
 from causalprune.graph.units import columns_in
+from causalprune.measures.removal_kinds import WEIGHT_METHODS
 from causalprune.pruning.masks import WeightMasks, apply_masks, n_of_m_masks
 from causalprune.scoring import Scores, score
 from causalprune.scoring.keep_budgets import (
@@ -34,9 +35,6 @@ __all__ = [
     "prune_weights",
     "spread_blocks",
 ]
-
-WEIGHT_METHODS = ("sipp", "snip", "wt")
-"""Methods that score every single weight."""
 
 
 def prune_weights(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from causalprune.errors import DataError, InvalidArgumentError
-from causalprune.measures.class_losses import ClassLosses, class_losses
+from causalprune.measures.losses_by_class import ClassLosses, class_losses
 
 
 def logits_where(right: Tensor, targets: Tensor, n_classes: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from causalprune.errors import DataError, InvalidArgumentError, UnsupportedModelError
-from causalprune.measures.noise_similarity import NOISE_LEVELS, noise_similarity
+from causalprune.measures.similarity_under_noise import NOISE_LEVELS, noise_similarity
 
 
 def two_networks(seed: int) -> tuple[nn.Module, nn.Module]:
