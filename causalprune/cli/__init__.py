@@ -192,18 +192,26 @@ def analyze(
 
 @app.command()
 def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a study, a run or a pruned network, study.db, .csv, .parquet, "
+            "or the .npz of scores."
+        ),
+    ],
     path: Annotated[
-        Path | None, typer.Option("--out", help="HTML file; report.html in the run's folder.")
+        Path | None,
+        typer.Option("--out", "-o", help="HTML file; report.html in the folder, or beside a file."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
-    """Write the report of a run again."""
+    """Write the report of a study, a run, a pruned network or scores."""
     with errors_in_one_line():
         from causalprune.reports import report as write_report
 
-        target = path if path is not None else run_folder / "report.html"
-        written = write_report(run_folder, target, overwrite=overwrite)
+        folder = source if source.is_dir() else source.parent
+        target = path if path is not None else folder / "report.html"
+        written = write_report(source, target, overwrite=overwrite)
     print(f"report: {written}")
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 from causalprune.analysis import AnalysisResult
 from causalprune.analysis.graphs import NODE_LABELS
+from causalprune.analysis.wording import name_of
 from causalprune.reports import style
+from causalprune.reports.style import Drawing
 
 BOX_HEIGHT = 0.36
 COLUMN = 2.15
@@ -15,7 +17,7 @@ ROW = 0.54
 Point = tuple[float, float]
 
 
-def causal_graph(result: AnalysisResult) -> str | None:
+def causal_graph(result: AnalysisResult) -> Drawing | None:
     """Draw the graph of a result; None where it has none.
 
     The causal way from treatment to outcome is blue; columns that never varied in
@@ -41,7 +43,19 @@ def causal_graph(result: AnalysisResult) -> str | None:
         for node, place in places.items():
             _box(axes, node, place, result)
 
-    return style.draw(width, height, paint, layout="none")
+    svg = style.draw(
+        width,
+        height,
+        paint,
+        layout="none",
+        title=f"Causal graph from {name_of(result.treatment)} to {name_of(result.outcome)}",
+        description="; ".join(f"{_said(a)} causes {_said(b)}" for a, b in result.edges),
+    )
+    return Drawing(svg, ("cause", "effect"), tuple((_said(a), _said(b)) for a, b in result.edges))
+
+
+def _said(node: str) -> str:
+    return _label(node).replace("\n", " ")
 
 
 def _label(node: str) -> str:
@@ -107,7 +121,7 @@ def _arrow(
             connectionstyle=f"arc3,rad={bend}",
             arrowstyle="-|>,head_length=5,head_width=2.6",
             linewidth=2.4 if highlighted else 1.0,
-            color=style.ACCENT if highlighted else "#a3acb6",
+            color=style.ACCENT if highlighted else style.GREY,
             shrinkA=0,
             shrinkB=1.5,
             zorder=2 if highlighted else 1,
@@ -139,8 +153,8 @@ def _box(axes: Any, node: str, place: Point, result: AnalysisResult) -> None:
             2 * half_width,
             2 * half_height,
             boxstyle="round,pad=0,rounding_size=0.08",
-            facecolor=style.ACCENT if role else "white",
-            edgecolor=style.ACCENT if role else "#8a95a1",
+            facecolor=style.ACCENT if role else style.CARD,
+            edgecolor=style.ACCENT if role else style.GREY,
             linestyle=(0, (3, 2)) if constant else "solid",
             linewidth=1.2,
             zorder=3,
@@ -153,6 +167,6 @@ def _box(axes: Any, node: str, place: Point, result: AnalysisResult) -> None:
         va="center",
         fontsize=9.5,
         fontweight="bold" if role else "normal",
-        color="white" if role else (style.MUTED if constant else style.INK),
+        color=style.CARD if role else (style.MUTED if constant else style.INK),
         zorder=4,
     )

@@ -1,15 +1,13 @@
-"""`report`: one self-contained HTML page about a run."""
+"""`report`: one self-contained HTML page about a study, a run, a pruned network or scores."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from causalprune.analysis import AnalysisResult, analyze
-from causalprune.analysis.wording import amount, p_text, span, unit_of
 from causalprune.errors import (
     CausalPruneError,
     InvalidArgumentError,
@@ -17,40 +15,51 @@ from causalprune.errors import (
     OutputExistsError,
 )
 from causalprune.files import replace_file
-from causalprune.reports import figures, story
-from causalprune.reports.graph_figure import causal_graph
-from causalprune.reports.sources import ScoreTable, Source, read_source
+from causalprune.reports import listings, pruned_network, sections, story
+from causalprune.reports.losses import losses
+from causalprune.reports.numbers import count
+from causalprune.reports.sources import Source, read_source
 
 __all__ = ["report"]
 
-PREFERRED = ("path", "ablation")
-MAX_LAYERS = 6
+# What is computed where no analysis was saved: outcome, preset, what it is called.
+COMPUTED = (
+    ("accuracy_loss", None, "The causal analysis of the accuracy loss"),
+    ("latency_ms", None, "The causal analysis of the latency"),
+    ("accuracy_loss", "iisc", "Algorithm 2 of the IISc paper"),
+)
 
 
 def report(
-    run_or_table: pd.DataFrame | str | Path,
+    source: Any,
     path: str | Path,
     *,
     analyses: Sequence[AnalysisResult] | AnalysisResult | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write one HTML page about a run, with nothing in it loaded from elsewhere.
+    """Write one HTML page about a study, a run, a pruned network or scores.
 
-    Headline in words, accuracy against removal by method, what shrank, the effects
-    of single units and their check against exact ablation, the causal graph, the
-    dose-response curve, the refutations in sentences, limits, set-up, and the
-    command that repeats the run. Parts without data are left out.
+    In the page: what pruning did, how sure that is, what is doubtful and what to do, in words;
+    accuracy against removal by method, for each network; what shrank; what was lost under shifts,
+    with prune potentials and the guideline of Lost in Pruning; what each layer lost; the effects
+    of single units, their check against exact ablation and the explanatory graphs of classes; the
+    causal graph, the dose-response curve, further findings and the refutations; limits, and how it
+    was made. Parts without data are left out. Figures are SVG in the page, with their numbers as a
+    table; the page loads nothing and reads on phones, on paper and on dark screens.
 
     Parameters
     ----------
-    run_or_table : DataFrame, str or Path
-        A run directory, a ``trials.csv``, or a table with the same columns (at
-        least checkpoint, method, ratio, achieved_ratio, accuracy_before, accuracy).
+    source : Study, str, Path or DataFrame
+        The folder of a study (or its ``study.db``), of a run, or of a pruned network (as
+        ``causalprune prune`` writes it); a ``.csv`` or ``.parquet``; the ``.npz`` of
+        ``Scores.save``; or a table (at least checkpoint, method, ratio, achieved_ratio,
+        accuracy_before, accuracy).
     path : str or Path
         The page; written whole or not at all.
     analyses : AnalysisResult or sequence of them, optional
-        Shown in order. By default those of the run's ``analysis.json``, and where
-        there is none the default analysis and the preset ``"iisc"`` are computed.
+        Shown in order. By default those of the folder's ``analysis.json``, and where there is none
+        the effect of the prune ratio on the accuracy loss and, where it was measured, on the
+        latency, and the preset ``"iisc"`` are computed.
     overwrite : bool
         Replace a file that is there.
 
@@ -64,7 +73,9 @@ def report(
     OutputExistsError
         `path` exists and `overwrite` is False.
     RecordError
-        The table is missing, broken or lacks columns.
+        The records are missing, broken or lack columns.
+    InvalidArgumentError
+        `source` is none of these.
     MissingDependencyError
         matplotlib or jinja2 is not installed.
 
@@ -95,12 +106,13 @@ def report(
                 f"analyses: expected AnalysisResult objects, got {type(wrong[0]).__name__}"
             )
     template = _template()
-    source = read_source(run_or_table)
-    results, problems = _analyses(source, analyses)
-    html = template.render(**_context(source, results, problems))
+    found = read_source(source)
+    results, problems = _analyses(found, analyses)
+    html = template.render(**_context(found, results, problems))
     target.parent.mkdir(parents=True, exist_ok=True)
     # A number and its percent sign belong on one line.
-    replace_file(target, html.replace(" %", "\N{NO-BREAK SPACE}%"))
+    html = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", html)
+    replace_file(target, html)
     return target
 
 
@@ -131,143 +143,114 @@ def _analyses(
     if source.analyses is not None:
         return list(source.analyses), []
     results, problems = [], []
-    for preset in (None, "iisc"):
+    if source.kind in ("pruned", "scores"):
+        return [], []
+    for outcome, preset, name in COMPUTED:
+        if outcome == "latency_ms" and not _varies(source, outcome):
+            continue
         try:
-            results.append(analyze(source.table, preset=preset))
+            results.append(analyze(source.table, outcome=outcome, preset=preset))
         except CausalPruneError as error:
-            name = "The causal analysis" if preset is None else "Algorithm 2 of the IISc paper"
             problems.append(f"{name} could not be run. {error}")
     return results, problems
 
 
+def _varies(source: Source, column: str) -> bool:
+    return column in source.trials and source.trials[column].nunique() > 1
+
+
 def _context(source: Source, results: list[AnalysisResult], problems: list[str]) -> dict[str, Any]:
-    choice = story.best_choice(source.trials)
-    return {
-        "title": story.headline(source, choice),
-        "lead": story.lead(source, choice),
-        "tiles": story.tiles(source, choice),
+    places = source.places or [""]
+    choices: story.Choices = {
+        place: story.best_choice(source.trials.loc[source.trials["place"] == place])
+        for place in source.places
+    }
+    shown = sections.pruning(source, choices)
+    lost = [
+        losses(source, place, each["method"]) for place, each in zip(places, shown, strict=False)
+    ]
+    context = {
+        "kind": source.kind,
         "name": source.name,
         "counts": _counts(source),
-        "figures": _figures(source, choice),
-        "results": story.results_table(source.trials),
-        "units": _units(source),
-        "analyses": [_analysis(result) for result in results],
+        "title": "",
+        "lead": [],
+        "tiles": [],
+        "sure": story.how_sure(results),
+        "doubtful": [],
+        "advice": story.advice([item for item in lost if item]),
+        "pruning": shown,
+        "lost": [item for item in lost if item],
+        "units": sections.units(source.scores),
+        "analyses": [sections.analysis(result) for result in results],
         "analysis_problems": problems,
-        "failures": story.failures(source),
-        "limits": story.limits(source),
-        "config": story.settings(source.config),
-        "machine": story.settings(source.machine),
-        "command": story.command(source.config),
+        "failures": listings.failures(source),
+        "limits": [],
+        "config": (listings.study_settings if source.kind == "study" else listings.settings)(
+            source.config
+        ),
+        "machines": [listings.settings(each) for each in source.machines or (source.machine,)],
+        "versions": listings.versions(results),
+        "command": listings.command(source.config) if source.kind == "run" else [],
+        "pruned": None,
+    }
+    return context | _particular(source, results, choices)
+
+
+def _particular(
+    source: Source, results: list[AnalysisResult], choices: story.Choices
+) -> dict[str, Any]:
+    """Title, lead and limits, which depend on what the page is about."""
+    if source.pruned is not None:
+        pruned = source.pruned
+        settings = {
+            key: value
+            for key, value in pruned.summary.items()
+            if key not in ("before", "after", "change", "machine", "confidence")
+        }
+        return {
+            "title": pruned_network.headline(pruned),
+            "lead": pruned_network.lead(pruned),
+            "doubtful": pruned_network.doubts(pruned)[:1],
+            "limits": pruned_network.doubts(pruned),
+            "config": listings.settings(settings),
+            "machines": [listings.settings(pruned.summary.get("machine") or {})],
+            "pruned": {
+                "rows": pruned_network.comparison(pruned),
+                "steps": pruned_network.step_figure(pruned),
+                "groups": pruned_network.group_figure(pruned),
+                "stopped": pruned.trace.get("stopped", ""),
+            },
+        }
+    if source.kind == "scores":
+        scores = source.scores[0]
+        return {
+            "title": story.headline_of_scores(scores),
+            "lead": story.lead_of_scores(scores),
+            "limits": listings.limits_of_scores(source.scores),
+        }
+    return {
+        "title": story.headline(source, choices),
+        "lead": story.lead(source, choices),
+        "tiles": story.tiles(source.trials, next(iter(choices.values())))
+        if len(choices) == 1
+        else [],
+        "doubtful": story.doubtful(source, results),
+        "limits": listings.limits(source),
     }
 
 
 def _counts(source: Source) -> str:
+    if source.kind == "scores":
+        frame = source.scores[0].frame
+        return f"{count(len(frame), 'unit')} · {count(frame['layer'].nunique(), 'layer')}"
+    if source.pruned is not None:
+        return "one pruned network"
     trials = source.trials
-    methods, networks = trials["method"].nunique(), trials["checkpoint"].nunique()
-
-    def count(number: int, noun: str) -> str:
-        return f"{number} {noun}{'' if number == 1 else 's'}"
-
+    if trials.empty:
+        return count(len(source.table), "trial")
+    methods = trials["method"].nunique()
+    networks = len(trials[["place", "checkpoint"]].drop_duplicates())
     parts = [count(len(source.table), "trial"), count(methods, "scoring method")]
     parts += [count(trials["ratio"].nunique(), "prune ratio"), count(networks, "trained network")]
     return " · ".join(parts)
-
-
-def _methods(trials: pd.DataFrame) -> list[str]:
-    names = sorted(set(trials["method"]))
-    first = [name for name in PREFERRED if name in names]
-    last = [name for name in names if name == "random"]
-    return first + [name for name in names if name not in (*first, *last)] + last
-
-
-def _figures(source: Source, choice: story.Choice | None) -> dict[str, Any]:
-    trials = source.trials
-    if trials.empty:
-        return {"after": None, "before": None, "cost": None, "cost_method": ""}
-    methods = _methods(trials)
-    before = "accuracy_pruned" in trials and trials["accuracy_pruned"].notna().any()
-    shown = choice.method if choice else methods[0]
-    return {
-        "after": figures.prune_curve(trials, "accuracy", methods),
-        "before": figures.prune_curve(trials, "accuracy_pruned", methods) if before else None,
-        "cost": figures.cost_curve(trials, shown),
-        "cost_method": shown,
-    }
-
-
-def _units(source: Source) -> dict[str, Any] | None:
-    """Figures of one checkpoint: the preferred method's effects and its check."""
-    if not source.scores:
-        return None
-    first = source.scores[0].checkpoint
-    tables = {table.method: table for table in source.scores if table.checkpoint == first}
-    main = _main_scores(tables)
-    layers = list(dict.fromkeys(main.frame["layer"]))
-    scatter, hidden = None, 0
-    if "ablation" in tables and main.method != "ablation":
-        scatter, hidden = figures.check_scatter(main, tables["ablation"])
-    return {
-        "checkpoint": first,
-        "method": main.method,
-        "outcome": main.outcome,
-        "layers": [(layer, figures.unit_effects(main, layer)) for layer in layers[:MAX_LAYERS]],
-        "more_layers": max(0, len(layers) - MAX_LAYERS),
-        "categories": story.categories(main),
-        "has_categories": bool((main.frame["category"] != "").any()),
-        "scatter": scatter,
-        "hidden": hidden,
-        "agreement": story.agreement(source.scores),
-    }
-
-
-def _main_scores(tables: dict[str, ScoreTable]) -> ScoreTable:
-    for name in PREFERRED:
-        if name in tables:
-            return tables[name]
-    return next(iter(tables.values()))
-
-
-def _analysis(result: AnalysisResult) -> dict[str, Any]:
-    iisc = result.preset == "iisc"
-    return {
-        "iisc": iisc,
-        "headline": result.headline,
-        "estimand": result.estimand,
-        "graph": causal_graph(result),
-        "dose": None if iisc else figures.dose_curve(result),
-        "contrasts": _contrasts(result),
-        "refutations": [
-            {
-                "name": item.name,
-                "effect": amount(result.outcome, item.refuted_effect),
-                "verdict": item.verdict,
-                "tone": {True: "good", False: "bad", None: "none"}[
-                    item.passed if not iisc else None
-                ],
-                "sentence": item.sentence,
-                "rule": item.threshold,
-            }
-            for item in result.refutations
-        ],
-        "notes": result.notes,
-        "p_value": "" if result.p_value is None else p_text(result.p_value),
-        "interval_kind": result.interval_kind,
-        "trials": result.n_trials,
-        "adjustment": ", ".join(result.adjustment) or "nothing",
-        "covariates": ", ".join(result.design_covariates),
-    }
-
-
-def _contrasts(result: AnalysisResult) -> list[dict[str, str]]:
-    rows = []
-    for item in result.contrasts:
-        effect = item.reason or amount(result.outcome, item.effect)
-        interval = "" if item.reason else span(result.outcome, item.low, item.high)
-        rows.append(
-            {
-                "move": f"{item.start:g} → {item.end:g}",
-                "effect": effect,
-                "interval": f"{interval} {unit_of(result.outcome)}".strip() if interval else "",
-            }
-        )
-    return rows

@@ -1,20 +1,23 @@
-"""What a report is made from: the files of a run, or a bare table."""
+"""What a report is made from: a study, a run, a pruned network, scores, or a bare table."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 import pandas as pd
 
 from causalprune.analysis import AnalysisResult, load_analyses
+from causalprune.analysis.tables import read_table
 from causalprune.errors import InvalidArgumentError, RecordError
-from causalprune.experiments.records import read_json, read_trials
+from causalprune.experiments.records import TRIALS_FILE, read_json
+from causalprune.experiments.shift_rows import has_shift_rows, rows_by_shift
+from causalprune.experiments.store_reader import StudyReader
+from causalprune.experiments.store_schema import STORE_FILE
+from causalprune.reports.pruned_network import PrunedNetwork, is_pruned_folder, read_pruned
+from causalprune.reports.score_tables import ScoreTable, read_scores
 
 NUMERIC = (
     "ratio",
@@ -33,20 +36,14 @@ NUMERIC = (
     "output_difference",
 )
 NEEDED = ("checkpoint", "method", "ratio", "achieved_ratio", "accuracy_before", "accuracy")
-SCORE_COLUMNS = ("layer", "unit", "effect", "low", "high", "importance", "category")
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """Per-unit scores of one checkpoint by one method.
-
-    `frame` has the columns layer, unit, effect, low, high, importance, category.
-    """
-
-    checkpoint: str
-    method: str
-    outcome: str
-    frame: pd.DataFrame
+NETWORK_NAMES = {"lenet5": "LeNet-5", "lenet300": "LeNet-300-100", "debbi": "Debbi"} | {
+    f"resnet{depth}": f"ResNet-{depth}" for depth in (18, 20, 32, 34, 50, 56)
+}
+DATA_NAMES = {"mnist": "MNIST", "cifar-subset": "a CIFAR-10 subset", "cifar10": "CIFAR-10"}
+READABLE = (
+    "a Study, the folder of a study, a run or a pruned network, a table (.csv, .parquet, "
+    "study.db), a score file (.npz) or a DataFrame"
+)
 
 
 @dataclass(frozen=True)
@@ -55,29 +52,42 @@ class Source:
 
     Attributes
     ----------
+    kind : str
+        ``"study"``, ``"run"``, ``"table"``, ``"pruned"`` or ``"scores"``.
+    name : str
+        Folder or file name.
     table : DataFrame
         All trials as recorded.
     trials : DataFrame
-        Completed ones with numeric columns, by method, ratio and checkpoint.
+        Completed ones with numeric columns, by place, method, ratio and checkpoint; `place` names
+        network and data set as a reader would.
+    shifts : DataFrame
+        One row for each completed trial and shift; empty without shifts.
     config, machine : Mapping
         Empty where there is no file.
+    machines : tuple of Mapping
+        Where a study ran, if on several.
     scores : tuple of ScoreTable
     analyses : tuple of AnalysisResult or None
         None where none were saved.
+    pruned : PrunedNetwork or None
+        A single pruned network, in place of trials.
     problems : tuple of str
-        Optional files that could not be read.
-    name : str
-        Folder or file name.
+        Optional files that could not be read, and trials that are still to come.
     """
 
-    table: pd.DataFrame
-    trials: pd.DataFrame
-    config: Mapping[str, Any]
-    machine: Mapping[str, Any]
-    scores: tuple[ScoreTable, ...]
-    analyses: tuple[AnalysisResult, ...] | None
-    problems: tuple[str, ...]
+    kind: str
     name: str
+    table: pd.DataFrame = field(default_factory=pd.DataFrame)
+    trials: pd.DataFrame = field(default_factory=pd.DataFrame)
+    shifts: pd.DataFrame = field(default_factory=pd.DataFrame)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    machines: tuple[Mapping[str, Any], ...] = ()
+    scores: tuple[ScoreTable, ...] = ()
+    analyses: tuple[AnalysisResult, ...] | None = None
+    pruned: PrunedNetwork | None = None
+    problems: tuple[str, ...] = ()
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -86,49 +96,99 @@ class Source:
             return self.table.iloc[:0]
         return self.table.loc[self.table["status"].astype(str).str.lower() == "failed"]
 
+    @property
+    def places(self) -> list[str]:
+        """Pairs of network and data set, as a reader would name them."""
+        return list(dict.fromkeys(self.trials["place"])) if len(self.trials) else []
 
-def read_source(run_or_table: pd.DataFrame | str | Path) -> Source:
-    """Read a run directory, a ``trials.csv`` or take a DataFrame.
+
+def read_source(source: Any) -> Source:
+    """Read whatever a report can be about.
 
     Raises
     ------
     RecordError
-        The table is missing, broken or lacks columns that every report needs.
+        It is missing, broken, or lacks columns that every report needs.
+    InvalidArgumentError
+        It is nothing of the kind.
     """
-    if isinstance(run_or_table, pd.DataFrame):
-        table = run_or_table.copy(deep=True)
-        return Source(table, _completed(table), {}, {}, (), None, (), "table")
-    if not isinstance(run_or_table, (str, Path)):
-        raise InvalidArgumentError(
-            "run_or_table: expected a run directory, the path of a trials.csv or a DataFrame, "
-            f"got {type(run_or_table).__name__}"
-        )
-    path = Path(run_or_table)
-    table = read_trials(path)
+    if isinstance(source, pd.DataFrame):
+        return _of_table(source.copy(deep=True), "table", "table")
+    if hasattr(source, "frame") and hasattr(source, "folder"):  # a Study, which brings torch
+        source = source.folder
+    if not isinstance(source, (str, Path)):
+        raise InvalidArgumentError(f"source: expected {READABLE}, got {type(source).__name__}")
+    path = Path(source)
+    folder = path.parent if path.name == STORE_FILE else path
+    if (folder / STORE_FILE).is_file():
+        return _read_study(folder)
+    if is_pruned_folder(path):
+        return Source("pruned", path.resolve().name, pruned=read_pruned(path))
+    if path.suffix == ".npz":
+        return Source("scores", path.name, scores=(read_scores(path),))
+    if not path.exists():
+        raise RecordError(f"{path}: no such file or folder; expected {READABLE}")
+    if path.is_dir() and not (path / TRIALS_FILE).is_file():
+        raise RecordError(f"{path}: no records in this folder; expected {READABLE}")
     if not path.is_dir():
-        return Source(table, _completed(table), {}, {}, (), None, (), path.name)
+        return _of_table(read_table(path), "table", path.name)
+    return _read_run(path)
+
+
+def _of_table(table: pd.DataFrame, kind: str, name: str, **more: Any) -> Source:
+    trials = _completed(table)
+    shifts = pd.DataFrame()
+    if has_shift_rows(trials):
+        shifts = rows_by_shift(trials)
+    elif "shift" in trials and trials["shift"].nunique() > 1:  # exported by shift
+        shifts = trials
+        trials = trials.loc[trials["shift"] == "none"].reset_index(drop=True)
+        table = table.loc[table["shift"] == "none"].reset_index(drop=True)
+    return Source(kind, name, table, trials, shifts, **more)
+
+
+def _read_run(path: Path) -> Source:
     problems: list[str] = []
-    config = _optional_json(path / "config.json", problems)
-    machine = _optional_json(path / "machine.json", problems)
-    scores = _read_scores(path / "scores", problems)
-    analyses = _read_analyses(path / "analysis.json", problems)
+    found = {
+        "config": _optional_json(path / "config.json", problems),
+        "machine": _optional_json(path / "machine.json", problems),
+        "scores": _read_scores(path / "scores", problems),
+        "analyses": _read_analyses(path / "analysis.json", problems),
+    }
     name = path.resolve().name
-    return Source(
-        table, _completed(table), config, machine, scores, analyses, tuple(problems), name
+    return _of_table(read_table(path), "run", name, **found, problems=tuple(problems))
+
+
+def _read_study(folder: Path) -> Source:
+    problems: list[str] = []
+    with StudyReader.open(folder) as store:
+        table, study = store.read(), store.study
+        machines, status = tuple(store.machines().values()), store.status()
+    left = status.queued + status.running
+    if left:
+        problems.append(f"The study goes on: {left} of its trials are still to come.")
+    scores: list[ScoreTable] = []
+    for number, block in enumerate(study.get("blocks", ())):
+        place = place_name(block.get("network"), block.get("data"))
+        parts = folder / "blocks" / f"{number}-{block.get('network')}" / "scores"
+        scores += _first_scores(parts, place, problems)
+    return _of_table(
+        table,
+        "study",
+        str(study.get("name") or folder.resolve().name),
+        config=study,
+        machine=machines[0] if len(machines) == 1 else {},
+        machines=machines if len(machines) > 1 else (),
+        scores=tuple(scores),
+        analyses=_read_analyses(folder / "analysis.json", problems),
+        problems=tuple(problems),
     )
 
 
-def read_scores(path: Path) -> ScoreTable:
-    """Read one ``<checkpoint>-<method>.npz``; nothing in it is unpickled."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            columns = {name: np.asarray(archive[name]) for name in SCORE_COLUMNS}
-            meta = json.loads(str(archive["meta"][()]))
-        frame = pd.DataFrame(columns)
-        method, outcome = str(meta["method"]), str(meta["outcome"])
-    except (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
-        raise RecordError(f"{path}: not a score file ({error})") from error
-    return ScoreTable(path.stem.split("-", 1)[0], method, outcome, frame)
+def place_name(network: Any, data: Any) -> str:
+    """Name a network and its data set: ``"LeNet-5 on MNIST"``."""
+    name = NETWORK_NAMES.get(str(network), str(network))
+    return f"{name} on {DATA_NAMES.get(str(data), str(data))}" if data is not None else name
 
 
 def _completed(table: pd.DataFrame) -> pd.DataFrame:
@@ -147,7 +207,20 @@ def _completed(table: pd.DataFrame) -> pd.DataFrame:
             raise RecordError(f"table: column {name!r} must be numeric ({error})") from error
     frame["accuracy_loss"] = frame["accuracy_before"] - frame["accuracy"]
     frame = frame.dropna(subset=["ratio", "accuracy", "accuracy_before"])
-    return frame.sort_values(["method", "ratio", "checkpoint"], ignore_index=True)
+    frame["place"] = _places(frame)
+    keys = ["place", "method", "ratio", "checkpoint"]
+    return frame.sort_values(keys, ignore_index=True)
+
+
+def _places(frame: pd.DataFrame) -> list[str]:
+    several = "dataset" in frame and "architecture" in frame
+    several = several and len(frame[["architecture", "dataset"]].drop_duplicates()) > 1
+    names = frame["architecture"] if "architecture" in frame else [None] * len(frame)
+    data = frame["dataset"] if several else [None] * len(frame)
+    return [
+        "" if name is None or pd.isna(name) else place_name(name, own)
+        for name, own in zip(names, data, strict=True)
+    ]
 
 
 def _optional_json(path: Path, problems: list[str]) -> Mapping[str, Any]:
@@ -160,14 +233,25 @@ def _optional_json(path: Path, problems: list[str]) -> Mapping[str, Any]:
         return {}
 
 
-def _read_scores(folder: Path, problems: list[str]) -> tuple[ScoreTable, ...]:
+def _read_scores(folder: Path, problems: list[str], place: str = "") -> list[ScoreTable]:
+    return _readable(sorted(folder.glob("*.npz")), problems, place)
+
+
+def _first_scores(folder: Path, place: str, problems: list[str]) -> list[ScoreTable]:
+    """Scores of the first network of a block: a study has many, a page has room for one."""
+    files = sorted(folder.glob("*.npz"))
+    first = files[0].stem.partition("-")[0] if files else ""
+    return _readable([f for f in files if f.stem.partition("-")[0] == first], problems, place)
+
+
+def _readable(files: list[Path], problems: list[str], place: str) -> list[ScoreTable]:
     tables = []
-    for path in sorted(folder.glob("*.npz")):
+    for path in files:
         try:
-            tables.append(read_scores(path))
+            tables.append(read_scores(path, place))
         except RecordError as error:
             problems.append(str(error))
-    return tuple(tables)
+    return tables
 
 
 def _read_analyses(path: Path, problems: list[str]) -> tuple[AnalysisResult, ...] | None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
+from dataclasses import replace
+from functools import partial
+from math import nan as NAN
 from pathlib import Path
 
 import numpy as np
 import pytest
+from report_pages import Page
 from simulated_trials import simulate, write_run
 
-from causalprune.analysis import analyze, save_analyses
+from causalprune.analysis import Finding, analyze, save_analyses
 from causalprune.errors import InvalidArgumentError, OutputExistsError, RecordError
-from causalprune.reports import report, sources, story
+from causalprune.reports import listings, numbers, report, score_tables, sources, story
 
 HEADINGS = (
+    "In short",
     "What pruning did to accuracy",
     "What shrank",
     "What single units do",
@@ -23,53 +27,40 @@ HEADINGS = (
     "The causal effect of pruning",
     "Replication: Algorithm 2 of the IISc paper",
     "What these numbers do not show",
-    "Set-up",
+    "How it was made",
 )
-
-
-class Page(HTMLParser):
-    """Collects text, images and anything that would be loaded; checks that tags close."""
-
-    VOID = frozenset({"meta", "img", "br", "link"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.stack: list[str] = []
-        self.words: list[str] = []
-        self.images: list[dict[str, str | None]] = []
-        self.loads: list[str] = []
-        self.feed(html)
-        assert self.stack == []
-
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        if tag == "img":
-            self.images.append(values)
-        if tag in {"script", "link", "iframe", "object"}:
-            self.loads.append(tag)
-        for key in ("src", "href"):
-            if key in values and not values[key].startswith("data:image/svg+xml;base64,"):
-                self.loads.append(values[key])
-        if tag not in self.VOID:
-            self.stack.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.stack:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).replace("\u00a0", " ").split())
+FIGURES = (
+    "accuracy after retraining",
+    "accuracy before retraining",
+    "What is left of parameters",
+    "effect of every unit",
+    "conv1: change of loss",
+    "conv2: change of loss",
+    "fc1: change of loss",
+    "fc2: change of loss",
+    "against exact ablation",
+    "Causal graph from prune ratio to accuracy loss",
+    "Causal graph from high pruning",
+    "level by level",
+    "Effects on accuracy loss: method",
+)
+FINDINGS = (
+    Finding(
+        "method", "l1 instead of path", "paired differences", 0.01, 0.005, 0.015, sentence="A."
+    ),
+    Finding("method", "a instead of b", "paired", NAN, NAN, NAN, reason="One network has both."),
+)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("runs") / "run", simulate(1, checkpoints=3))
     table = simulate(1, checkpoints=3)
-    results = [analyze(table, preset=preset, n_simulations=10) for preset in (None, "iisc")]
+    results = [
+        analyze(table, preset=preset, n_simulations=10, time_budget_s=0)
+        for preset in (None, "iisc")
+    ]
+    results[0] = replace(results[0], findings=FINDINGS)
     save_analyses(results, folder / "analysis.json")
     return folder
 
@@ -81,14 +72,28 @@ def page(run, tmp_path_factory) -> Page:
 
 
 def test_all_parts_are_there_in_order(page):
-    places = [page.text.index(heading) for heading in HEADINGS]
+    places = [page.headings.index(heading) for heading in HEADINGS]
     assert places == sorted(places)
 
 
 def test_page_loads_nothing_and_every_image_is_described(page):
     assert page.loads == []
-    assert len(page.images) == 11
-    assert all(image["alt"] for image in page.images)
+    assert all(page.figures), "every figure has a title"
+    for told in FIGURES:
+        assert sum(told in title for title in page.figures) == 1, told
+    assert all(box.startswith("0 0 ") for box in page.boxes)
+
+
+def test_names_are_unique_and_every_link_has_its_end(page):
+    assert len(set(page.ids)) == len(page.ids)
+    assert set(page.links) <= set(page.ids)
+
+
+def test_structure_can_be_walked_by_keyboard_and_screen_reader(page):
+    assert {"main", "header", "footer", "nav"} <= set(page.tags)
+    assert page.tags.count("h1") == 1
+    assert page.tags.count("caption") >= 8
+    assert "Skip to the results" in page.text
 
 
 def test_headline_and_numbers_come_from_the_table(page):
@@ -118,7 +123,7 @@ def test_command_repeats_the_run(page):
 
 
 def test_agreement_is_computed_from_the_scores(run):
-    rows = story.agreement(sources.read_source(run).scores)
+    rows = listings.agreement(sources.read_source(run).scores)
     assert [(row["checkpoint"], row["method"]) for row in rows] == [
         (str(k), "path") for k in range(3)
     ]
@@ -130,17 +135,18 @@ def test_agreement_is_computed_from_the_scores(run):
 
 
 def test_same_run_same_bytes(run, tmp_path):
-    first = report(run, tmp_path / "a.html").read_bytes()
-    assert report(run, tmp_path / "b.html").read_bytes() == first
+    pages = [report(run, tmp_path / f"{k}.html", analyses=()).read_bytes() for k in range(2)]
+    assert pages[0] == pages[1]
 
 
-def test_existing_file_is_kept_unless_told(run, tmp_path):
+def test_existing_file_is_kept_unless_told(tmp_path):
+    table = simulate(1, checkpoints=1, ratios=(0.0, 0.5), methods=("l1",))
     path = tmp_path / "report.html"
     path.write_text("precious")
     with pytest.raises(OutputExistsError, match="overwrite"):
-        report(run, path)
+        report(table, path, analyses=())
     assert path.read_text() == "precious"
-    report(run, path, overwrite=True)
+    report(table, path, analyses=(), overwrite=True)
     assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
 
@@ -163,13 +169,22 @@ def test_bare_table_and_csv_leave_out_what_they_lack(run, tmp_path):
         page = Page(report(table, tmp_path / f"{number}.html", analyses=()).read_text("utf-8"))
         assert "What shrank" in page.text
         assert "What single units do" not in page.text
-        assert "Set-up" not in page.text
+        assert "The same trials again" not in page.text
 
 
-def test_analyses_are_computed_where_none_were_saved(tmp_path):
+def test_analyses_are_computed_where_none_were_saved(tmp_path, monkeypatch):
+    quick = partial(analyze, n_simulations=0, time_budget_s=0)
+    monkeypatch.setattr("causalprune.reports.page.analyze", quick)
     table = simulate(1, checkpoints=2, ratios=(0.0, 0.5, 0.9), methods=("l1",))
     page = Page(report(table, tmp_path / "report.html").read_text("utf-8"))
-    assert "The causal effect of pruning" in page.text
+    assert "The causal effect of pruning" in page.headings
+    assert "The causal effect of pruning on latency" in page.headings
+    assert "Replication: Algorithm 2 of the IISc paper" in page.headings
+
+
+def test_findings_are_drawn_and_those_without_a_number_say_why(page):
+    assert "l1 instead of path 1.00 points 0.50 to 1.50 points" in page.text
+    assert "a instead of b: One network has both." in page.text
 
 
 def test_too_small_a_table_still_makes_a_page(tmp_path):
@@ -186,7 +201,7 @@ def test_run_in_which_everything_failed_says_so(tmp_path):
     page = Page(report(table, tmp_path / "report.html").read_text("utf-8"))
     assert "No trial on LeNet-5 completed" in page.text
     assert "out of memory" in page.text
-    assert page.images == []
+    assert page.figures == []
 
 
 def test_heavy_losses_are_not_called_a_success(tmp_path):
@@ -210,10 +225,10 @@ def test_broken_extras_are_named_and_the_rest_is_shown(run, tmp_path):
 
 def test_scores_with_pickles_are_refused(tmp_path):
     path = tmp_path / "0-path.npz"
-    names = {name: np.array([{"a": 1}], dtype=object) for name in sources.SCORE_COLUMNS}
+    names = {name: np.array([{"a": 1}], dtype=object) for name in score_tables.SCORE_COLUMNS}
     np.savez(path, meta=np.array("{}"), **names)
     with pytest.raises(RecordError, match="not a score file"):
-        sources.read_scores(path)
+        score_tables.read_scores(path)
 
 
 def test_scores_without_effects_are_drawn_by_importance(tmp_path):
@@ -241,16 +256,16 @@ def test_result_that_could_not_be_estimated_is_explained(tmp_path):
 
 
 def test_minus_signs_and_shares():
-    assert story.points(-0.0123) == "\N{MINUS SIGN}1.2"
-    assert story.points(-0.00001) == "0.0"
-    assert story.share(0.5) == "50 %"
-    assert story.points(float("nan")) == "\N{EN DASH}"
+    assert numbers.points(-0.0123) == "\N{MINUS SIGN}1.2"
+    assert numbers.points(-0.00001) == "0.0"
+    assert numbers.share(0.5) == "50 %"
+    assert numbers.points(float("nan")) == "\N{EN DASH}"
 
 
 def test_bad_arguments(run, tmp_path):
     with pytest.raises(InvalidArgumentError, match="path"):
         report(run, tmp_path)
-    with pytest.raises(InvalidArgumentError, match="run_or_table"):
+    with pytest.raises(InvalidArgumentError, match="source: expected a Study"):
         report(3, tmp_path / "a.html")
     with pytest.raises(InvalidArgumentError, match="analyses"):
         report(run, tmp_path / "a.html", analyses=["x"])
