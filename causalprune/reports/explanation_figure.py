@@ -72,9 +72,9 @@ def explanatory_graph(scores: ScoreTable, target: int) -> Drawing | None:
         description=f"Kept as causes: {told}.",
         layout="none",
     )
-    rows = tuple(
+    told_rows = tuple(
         (str(item["parent"]), str(int(item["unit"])), f"{item['effect']:.4g}")
         for _, group, _ in columns
         for item in group.to_dict("records")
     )
-    return Drawing(svg, ("layer", "unit", "change of the logit"), rows)
+    return Drawing(svg, ("layer", "unit", "change of the logit"), told_rows)

@@ -108,10 +108,10 @@ def _dots(axes: Any, x: Any, y: Any, colour: str) -> None:
 def _curve_rows(curves: dict[str, pd.DataFrame]) -> tuple[tuple[str, ...], ...]:
     rows = []
     for name, curve in curves.items():
-        for item in curve.itertuples():
-            half = f" ± {item.half:.1f}" if math.isfinite(item.half) else ""
-            rows.append((name, f"{item.removed:.1f} %", f"{item.value:.1f}{half} %",
-                         str(item.networks)))  # fmt: skip
+        for item in curve.to_dict("records"):
+            half = f" ± {item['half']:.1f}" if math.isfinite(item["half"]) else ""
+            accuracy = f"{item['value']:.1f}{half} %"
+            rows.append((name, f"{item['removed']:.1f} %", accuracy, str(int(item["networks"]))))
     return tuple(rows)
 
 
@@ -235,10 +235,15 @@ def step_curve(steps: pd.DataFrame, before: float | None, unit: str) -> Drawing:
         figure.legend(loc="outside upper left", ncols=4, handlelength=1.6, columnspacing=1.0)
 
     rows = tuple(
-        (str(item.step), str(item.verdict), str(item.units), f"{item.gone:.1f} %",
-         share(item.accuracy / 100, 1))
-        for item in steps.itertuples()
-    )  # fmt: skip
+        (
+            str(item["step"]),
+            str(item["verdict"]),
+            str(item["units"]),
+            f"{item['gone']:.1f} %",
+            share(item["accuracy"] / 100, 1),
+        )
+        for item in steps.to_dict("records")
+    )
     svg = style.draw(
         WIDTH, HEIGHT, paint, title="Held-out accuracy step by step against what was removed",
         description=f"{len(rows)} steps.",

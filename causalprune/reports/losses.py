@@ -171,11 +171,13 @@ def _between(low: float, high: float, value: float | None = None) -> str:
 def _of_potentials(found: StudyPotentials, method: str) -> list[str]:
     summary = found.summary
     name = ALL_METHODS if ALL_METHODS in set(summary["method"]) else method
-    own = summary.loc[summary["method"] == name].set_index("shift")
+    own = {
+        str(row["shift"]): row for row in summary.loc[summary["method"] == name].to_dict("records")
+    }
     who = "Averaged over the methods" if name == ALL_METHODS else f"By “{name}”"
     told = []
-    if NOMINAL in own.index and MEAN in own.index:
-        plain, mean = own.loc[NOMINAL, "mean"], own.loc[MEAN]
+    if NOMINAL in own and MEAN in own:
+        plain, mean = own[NOMINAL]["mean"], own[MEAN]
         fall, low, high = (float(mean[key]) for key in ("fall", "fall_low", "fall_high"))
         sure = ""
         if math.isfinite(low):
@@ -225,10 +227,14 @@ def _guideline(trials: pd.DataFrame, method: str) -> tuple[str, ...]:
     errors["distribution"] = errors["distribution"].map(shift_name)
     known = recommend(prune_potentials(errors), [], unexpected_shifts=False, nominal=PLAIN)
     first, *reasons = known.reasons
-    safe = f"up to {share(known.ratio)}" if known.ratio > 0 else "not at all, by these figures"
+    safe = (
+        f"For “{method}” that is up to {share(known.ratio)}, the smallest prune potential found."
+        if known.ratio > 0
+        else f"But with “{method}” some network lost too much at every ratio tried, plain or under "
+        "a shift: by these figures it should not be pruned this way."
+    )
     return (
-        f"If the shifts tried here are all that can occur: {_lower(first)} For “{method}” that is "
-        f"{safe}.",
+        f"If the shifts tried here are all that can occur: {_lower(first)} {safe}",
         "If other shifts may occur, as they may in most uses: do not prune on the strength of this "
         "table. What pruning costs there cannot be told beforehand.",
         *reasons,

@@ -131,14 +131,14 @@ def comparison(pruned: PrunedNetwork) -> list[tuple[str, str, str, str]]:
     rows.append(("latency of one image (ms)", f"{old:.3g}", f"{new:.3g}", _change(old, new)))
     change = pruned.summary.get("change")
     if change and before.get("accuracy"):
-        sides = [
-            f"{share(float(side['accuracy']['value']), 1)} "
-            f"({points(float(side['accuracy']['low']))} to "
-            f"{points(float(side['accuracy']['high']))})"
-            for side in (before, after)
-        ]
-        rows.append(("accuracy", *sides, f"{points(float(change['value']), 2)} points"))
+        was, now = (_accuracy(side["accuracy"]) for side in (before, after))
+        rows.append(("accuracy", was, now, f"{points(float(change['value']), 2)} points"))
     return rows
+
+
+def _accuracy(found: Mapping[str, Any]) -> str:
+    value, low, high = (float(found[key]) for key in ("value", "low", "high"))
+    return f"{share(value, 1)} ({points(low)} to {points(high)})"
 
 
 def step_figure(pruned: PrunedNetwork) -> Drawing | None:

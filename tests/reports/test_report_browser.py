@@ -54,6 +54,7 @@ def opened(folder: Path, page: str, width: int) -> tuple[dict, str]:
         "--disable-background-networking", "--disable-component-update", "--no-first-run",
         "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}",
         "--allow-file-access-from-files", "--enable-logging=stderr", "--window-size=1400,1000",
+        "--hide-scrollbars",
         "--virtual-time-budget=5000", "--dump-dom", str(folder / "frame.html"),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
