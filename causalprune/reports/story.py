@@ -90,10 +90,12 @@ def _headline_of_several(choices: Choices) -> str:
     if not found:
         return "Every prune ratio tried cost every network more than one point of accuracy"
     found.sort(key=lambda item: -item[1])
-    told = listed([f"{name} {share(removed)}" for name, removed in found])
-    tail = f", {listed(none)} none" if none else ""
+    (first, most), *rest = found
+    told = [f"{first} lost {share(most)}", *(f"{name} {share(removed)}" for name, removed in rest)]
+    tail = f"; {listed(none)} nothing" if none else ""
     return (
-        f"For at most one point of accuracy, these lost so much of their parameters: {told}{tail}"
+        f"For at most one point of accuracy, {listed(told)} of {'their' if rest else 'its'} "
+        f"parameters{tail}"
     )
 
 
