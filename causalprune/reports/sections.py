@@ -148,14 +148,19 @@ def _contrasts(result: AnalysisResult) -> list[dict[str, str]]:
 
 
 def _findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Group findings by question and outcome."""
-    keys = dict.fromkeys((item.question, item.outcome) for item in findings)
+    """Group findings by question, outcome and estimator."""
+    keys = dict.fromkeys((item.question, item.outcome, item.estimator) for item in findings)
     groups = []
-    for question, outcome in keys:
-        own = [item for item in findings if (item.question, item.outcome) == (question, outcome)]
+    for question, outcome, estimator in keys:
+        own = [
+            item
+            for item in findings
+            if (item.question, item.outcome, item.estimator) == (question, outcome, estimator)
+        ]
         groups.append(
             {
                 "question": question,
+                "estimator": estimator,
                 "figure": effect_figures.forest(own),
                 "rows": [
                     {
