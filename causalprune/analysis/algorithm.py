@@ -21,6 +21,7 @@ from causalprune.analysis.tables import (
     check_treatment,
     completed_trials,
     read_table,
+    thinned,
 )
 from causalprune.analysis.wording import FEW_CLUSTERS, derivative, number, unit_of
 from causalprune.errors import InvalidArgumentError, UnknownNameError
@@ -33,6 +34,7 @@ __all__ = ["analyze"]
 PRESETS = ("iisc",)
 DEFAULT_SIMULATIONS = 100
 DEFAULT_SECONDS = 120.0
+MAX_TRIALS = 10_000
 
 
 def analyze(
@@ -67,7 +69,7 @@ def analyze(
     Parameters
     ----------
     table : DataFrame, Study or path
-        One row a trial: a frame, which is never changed, a study, the folder of a study or of a
+        One row a trial (10,000 are drawn where there are more): a frame, which is never changed, a study, the folder of a study or of a
         run, or a ``.csv`` or ``.parquet`` with named columns. Needs the treatment, the outcome
         and ``checkpoint`` (which network a trial started from); ``status``, ``assignment`` and
         the design columns are used where present.
@@ -136,7 +138,7 @@ def analyze(
         check_treatment(trials.frame, "ratio")
         with _progress(progress, "Algorithm 2", 5) as advance:
             return iisc.replicate(trials, thresholds, seed, n_simulations, advance)
-    trials = completed_trials(frame, (treatment, outcome))
+    trials = thinned(completed_trials(frame, (treatment, outcome)), MAX_TRIALS, seed)
     check_treatment(trials.frame, treatment)
     if graph is not None:
         check_graph(graph, trials.frame.columns, treatment, outcome)
@@ -362,6 +364,11 @@ def _notes(
         notes.append(
             "Nothing says that the treatment was assigned by the experiment: this is observational "
             "evidence, right only if the graph names every common cause, and no refuter can tell."
+        )
+    if trials.n_not_drawn:
+        notes.append(
+            f"{len(trials.frame):,} trials were drawn at random from the "
+            f"{len(trials.frame) + trials.n_not_drawn:,} completed ones; the networks are the same."
         )
     lost = trials.n_failed + trials.n_incomplete
     if lost:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,15 @@ class Trials:
         Completed trials without a finite treatment or outcome.
     designed : bool
         The column `assignment` says that the treatments were assigned.
+    n_not_drawn : int
+        Completed trials that are left aside because there are so many; see `thinned`.
     """
 
     frame: pd.DataFrame
     n_failed: int
     n_incomplete: int
     designed: bool
+    n_not_drawn: int = 0
 
     @property
     def n_clusters(self) -> int:
@@ -146,6 +149,19 @@ def completed_trials(
     if len(frame) < MIN_TRIALS:
         raise RecordError(_too_few(table, failed, len(frame), n_failed, n_incomplete))
     return Trials(frame, n_failed, n_incomplete, _is_designed(frame))
+
+
+def thinned(trials: Trials, limit: int, seed: int) -> Trials:
+    """Draw at most `limit` trials: how sure an analysis is depends on networks, not on rows.
+
+    Permutations and bootstraps over a million rows would take hours and gigabytes.
+    """
+    spare = len(trials.frame) - limit
+    if spare <= 0:
+        return trials
+    drawn = np.sort(np.random.default_rng(seed).choice(len(trials.frame), limit, replace=False))
+    frame = trials.frame.iloc[drawn].reset_index(drop=True)
+    return replace(trials, frame=frame, n_not_drawn=spare)
 
 
 def check_treatment(frame: pd.DataFrame, treatment: str) -> None:

@@ -266,3 +266,22 @@ def test_what_is_asked_beside_the_main_effect():
 def test_a_time_budget_is_a_time(seconds):
     with pytest.raises(InvalidArgumentError, match="time_budget_s"):
         analyze(simulate(1), time_budget_s=seconds)
+
+
+def test_a_million_rows_are_drawn_from():
+    small = simulate(11, checkpoints=4)
+    rng = np.random.default_rng(11)
+    table = small.iloc[rng.integers(len(small), size=1_000_000)].reset_index(drop=True)
+    table["accuracy_loss"] += 0.001 * rng.standard_normal(len(table))
+    found = analyze(table, n_simulations=0)
+    assert found.n_trials == 10_000 and found.n_clusters == 4
+    assert any("10,000 trials were drawn at random from the 1,000,000" in n for n in found.notes)
+    assert found.estimate == pytest.approx(analyze(small, n_simulations=0).estimate, rel=0.05)
+
+
+def test_five_rows_say_what_they_can():
+    table = simulate(12, checkpoints=1, methods=("path",), ratios=(0.0, 0.2, 0.4, 0.6, 0.8))
+    found = analysis.analyze(table, n_simulations=10)
+    assert found.n_trials == 5 and math.isfinite(found.estimate)
+    assert any("one trained network" in note for note in found.notes)
+    assert all(item.sentence or item.reason for item in found.findings)
