@@ -69,10 +69,10 @@ def analyze(
     Parameters
     ----------
     table : DataFrame, Study or path
-        One row a trial (10,000 are drawn where there are more): a frame, which is never changed, a study, the folder of a study or of a
-        run, or a ``.csv`` or ``.parquet`` with named columns. Needs the treatment, the outcome
-        and ``checkpoint`` (which network a trial started from); ``status``, ``assignment`` and
-        the design columns are used where present.
+        One row a trial (10,000 are drawn where there are more): a frame, which is never
+        changed, a study, the folder of a study or of a run, or a ``.csv`` or ``.parquet`` with
+        named columns. Needs the treatment, the outcome and ``checkpoint`` (which network a trial
+        started from); ``status``, ``assignment`` and the design columns are used where present.
     treatment : str
         Numeric column that causes the outcome in the graph, usually ``"ratio"``.
     outcome : str
