@@ -29,12 +29,12 @@ from causalprune.measures import SystemMonitor, system
 
 TEXT = """\
 methods: [l1]
-ratios: [0.0, 0.5, 0.8]
-checkpoints: 2
+ratios: [0.0, 0.2, 0.4, 0.5, 0.6, 0.8]
+checkpoints: 4
 epochs: 2
 retrain_epochs: 24
 """
-TRIAL, PREPARATION = "trial", "preparation"
+TRIAL, PREPARATION, START = "trial", "preparation", "once: imports, opening the store"
 IDLE_SECONDS = 5.0
 
 cpu: dict[str, float] = defaultdict(float)
@@ -75,6 +75,15 @@ def run_study(folder: Path) -> tuple[float, float, float]:
 
     study_local.prepared_block = with_wall
     timed(trial, "_prune_and_measure", TRIAL)
+    claim = StudyStore.claim
+    begin = time.process_time()
+
+    def first_claim(*given: Any) -> Any:
+        if not calls[START]:
+            cpu[START], calls[START] = time.process_time() - begin, 1
+        return claim(*given)
+
+    StudyStore.claim = first_claim  # type: ignore[method-assign]
     timed(StudyStore, "claim", "claiming a trial")
     timed(StudyStore, "finish", "recording a trial")
     timed(StudyStore, "heartbeat", "heartbeats")
@@ -88,7 +97,7 @@ def run_study(folder: Path) -> tuple[float, float, float]:
         study.following = functools.partial(  # type: ignore[assignment]
             study_progress.following, console=console
         )
-        begin, wall = time.process_time(), time.perf_counter()
+        wall = time.perf_counter()
         frame = cp.Study.from_file(file).run()
         used, lasted = time.process_time() - begin, time.perf_counter() - wall
     return used - cpu[PREPARATION], lasted - walls[PREPARATION], float(frame["seconds"].sum())
