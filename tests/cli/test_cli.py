@@ -127,7 +127,7 @@ def test_report_does_not_overwrite(finished: tuple[Path, str], tmp_path: Path) -
         (("--outcome", "happiness"), "unknown outcome 'happiness'"),
         (("--outcome", "correctness"), "method 'path' needs a differentiable outcome"),
         (("--device", "tpu"), "device: expected auto, cpu"),
-        (("--weights", "nowhere.pt", "--checkpoints", "1"), "weights: cannot read 'nowhere.pt'"),
+        (("--weights", "nowhere.pt", "--checkpoints", "1"), "weights: no such file 'nowhere.pt'"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(
