@@ -22,8 +22,8 @@ from causalprune.measures import count_macs, count_parameters, parameter_bytes
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"network": "alexnet"}, r"unknown network 'alexnet'; known: .*lenet5"),
-        ({"data": "cifar"}, r"unknown data set 'cifar'; known: .*digits, mnist"),
+        ({"network": "alexnot"}, r"unknown network 'alexnot'.*lenet5"),
+        ({"data": "cifar"}, r"unknown data set 'cifar'; known: .*cifar10.*digits"),
         ({"methods": ("magic",)}, r"unknown scoring method 'magic'; known: .*path"),
     ],
 )
