@@ -31,7 +31,8 @@ from causalprune.experiments.study import Study
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024, "include_dashboard": False}
 FAST = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000}
 
-# Ray gives a node 30 seconds to start, which a machine with other work on it may exceed.
+# Ray gives a node 30 seconds to start, which a machine with other work on it may exceed; there it
+# may also lose its first workers before any has run a trial.
 NOT_STARTED = 75
 
 
@@ -105,6 +106,9 @@ def main(folder: Path) -> dict[str, Any]:
 
     interrupted = when(some_done, lambda: os.kill(os.getpid(), signal.SIGINT))
     seen["interrupted"] = error_of(run)
+    if study.status().finished == 0:
+        print(f"before the first trial had ended: {seen['interrupted']}", flush=True)
+        sys.exit(NOT_STARTED)
     interrupted.join()
     seen["interrupted counts"] = counts(study)
     before = study.status().finished

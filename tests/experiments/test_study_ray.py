@@ -79,7 +79,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
+            timeout=300,
         )
         if ended.returncode != 75:  # the cluster started, and the study was begun
             break
