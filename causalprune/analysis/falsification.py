@@ -103,7 +103,7 @@ def falsify(
     ()
     >>> fork = nx.DiGraph([("ratio", "macs"), ("ratio", "latency_ms")])
     >>> falsify(trials, fork).violated[0].sentence.split(" (")[0]
-    'macs depends on latency_ms given ratio'
+    'latency_ms depends on macs given ratio'
     """
     frame = trials.frame
     unknown = [str(node) for node in graph if node not in frame]
