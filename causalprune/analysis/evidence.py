@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from causalprune.analysis.wording import p_text, percent
 
-__all__ = ["Contrast", "Finding", "Independence", "Refutation"]
+__all__ = ["VERDICTS", "Contrast", "Finding", "Independence", "Refutation"]
+
+VERDICTS = {True: "held", False: "did not hold", None: "not applicable"}
+"""What is said of an attempt by whether its rule holds."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from causalprune.analysis import effects
-from causalprune.analysis.evidence import Refutation
+from causalprune.analysis.evidence import VERDICTS, Refutation
 from causalprune.analysis.graphs import COST_OUTCOMES
-from causalprune.analysis.refutations import SUBSET_SHARE, Target
+from causalprune.analysis.refutations import SUBSET_SHARE, Target, relative
 from causalprune.analysis.sensitivity import robustness
 from causalprune.analysis.splines import MAX_KNOTS
 from causalprune.analysis.tables import Trials
@@ -168,7 +168,7 @@ def negative_control(attack: Attack) -> Refutation:
         f"({span(CONTROL_OUTCOME, found.low, found.high)})"
     )
     meaning = (
-        "which zero may be, as it must where nothing drives both"
+        "with zero inside the interval, as it must be where nothing drives both"
         if passed
         else "so networks that were pruned harder were other networks to begin with: the estimate "
         "is confounded"
@@ -285,7 +285,7 @@ def _judged(
     known = {level: value for level, value in slopes.items() if math.isfinite(value)}
     if not known:
         return _refutation(attack, name, rule, None, "What is left has one treatment only.")
-    shifts = {level: _shift(value, target.estimate) for level, value in known.items()}
+    shifts = {level: relative(value, target.estimate) for level, value in known.items()}
     worst = max(shifts, key=shifts.__getitem__)
     same_sign = all(np.sign(value) == np.sign(target.estimate) for value in known.values())
     passed = same_sign and shifts[worst] < SUBSET_SHARE
@@ -364,11 +364,15 @@ def _refutation(
     band: tuple[float, float] = (math.nan, math.nan),
     draws: int = 0,
 ) -> Refutation:
-    verdict = {True: "held", False: "did not hold", None: "not applicable"}[passed]
     return Refutation(
-        name, attack.target.estimate, effect, None, rule, passed, sentence, *band, draws, verdict
+        name,
+        attack.target.estimate,
+        effect,
+        None,
+        rule,
+        passed,
+        sentence,
+        *band,
+        draws,
+        VERDICTS[passed],
     )
-
-
-def _shift(value: float, reference: float) -> float:
-    return abs(value - reference) / abs(reference) if reference else math.inf

@@ -132,7 +132,7 @@ def random_common_cause(target: Target, seed: int, simulations: int) -> Refutati
         target.frame, target.estimand, target.fitted, seed, simulations
     )
     effect = float(result.new_effect)
-    shift = _relative(effect, target.estimate)
+    shift = relative(effect, target.estimate)
     passed = shift < COMMON_CAUSE_SHARE
     tail = (
         " This shows that the arithmetic is stable. It says nothing about a real cause that "
@@ -192,7 +192,7 @@ def _judge_subsets(
 ) -> Refutation:
     mean, low, high = (float(f(effects)) for f in (np.mean, np.min, np.max))
     same_sign = bool(np.all(np.sign(effects) == np.sign(target.estimate)))
-    worst = max(_relative(low, target.estimate), _relative(high, target.estimate))
+    worst = max(relative(low, target.estimate), relative(high, target.estimate))
     passed = same_sign and worst < SUBSET_SHARE
     size = _subset_size(n_clusters)
     meaning = (
@@ -235,7 +235,8 @@ def _subsets(
     return [rng.choice(codes, size=size, replace=False) for _ in range(simulations)]
 
 
-def _relative(value: float, reference: float) -> float:
+def relative(value: float, reference: float) -> float:
+    """Return how far a value is from a reference, as a share of that."""
     return abs(value - reference) / abs(reference) if reference else math.inf
 
 

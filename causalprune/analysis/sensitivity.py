@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from causalprune.analysis.effects import Design
-from causalprune.analysis.evidence import Refutation
+from causalprune.analysis.evidence import VERDICTS, Refutation
 from causalprune.analysis.refutations import Target
 from causalprune.analysis.wording import amount, percent
 
@@ -143,7 +143,6 @@ def _r2(first: Array, second: Array) -> float:
 def _refutation(
     target: Target, name: str, rule: str, passed: bool | None, sentence: str
 ) -> Refutation:
-    verdict = {True: "held", False: "did not hold", None: "not applicable"}[passed]
     return Refutation(
-        name, target.estimate, math.nan, None, rule, passed, sentence, verdict=verdict
+        name, target.estimate, math.nan, None, rule, passed, sentence, verdict=VERDICTS[passed]
     )
