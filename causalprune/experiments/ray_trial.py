@@ -37,15 +37,26 @@ def task() -> Callable[..., dict[str, Any]]:
     Returns
     -------
     callable
-        Of the driver's version of causalprune, the name of a function of this module and its
-        arguments; returns its result, or ``{"refused": reason}``.
+        Of the driver's version of causalprune, the name of the actor that says stop, the name of
+        a function of this module and its arguments; returns its result, ``{"refused": reason}``
+        or, where it was to stop before it began, ``{"stopped": True}``.
     """
 
-    def run(version: str, name: str, *arguments: Any) -> dict[str, Any]:
+    def run(version: str, stop: str, name: str, *arguments: Any) -> dict[str, Any]:
         import os
         import platform
+        import threading
         from importlib.metadata import PackageNotFoundError
         from importlib.metadata import version as version_of
+
+        def stopped() -> bool:
+            import ray
+
+            try:
+                ray.get_actor(stop)
+            except (ValueError, ray.exceptions.RayError):
+                return False
+            return True
 
         try:
             found = version_of("causalprune")
@@ -56,13 +67,25 @@ def task() -> Callable[..., dict[str, Any]]:
                 "refused": f"node {platform.node()} has causalprune {found}, expected {version} "
                 "as here; install it on every node"
             }
+        if stopped():
+            return {"stopped": True}
+        ended = threading.Event()
+
+        def watch() -> None:
+            # From within, because Ray's own cancelling aborts the driver where it meets the end
+            # of a task (seen with Ray 2.60). The whole process, because what is half imported
+            # must not serve other trials; Ray's next attempt then finds what says stop.
+            while not ended.wait(1.0):
+                if stopped():
+                    os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
         try:
             from causalprune.experiments import ray_trial
 
             result: dict[str, Any] = getattr(ray_trial, name)(*arguments)
-        except KeyboardInterrupt:
-            # Cancelled, perhaps amid an import: what is half imported must not serve other trials.
-            os._exit(1)
+        finally:
+            ended.set()
         return result
 
     return run

@@ -44,6 +44,10 @@ __all__ = ["ray_executor"]
 _LOOK_SECONDS = 5.0
 # A node that is replaced takes about this long to come back.
 _PATIENCE_SECONDS = 120.0
+_STOP_SECONDS = 10.0
+
+# What says stop to tasks that had not ended when their study did; a handle keeps it there.
+_marks: list[Any] = []
 
 
 @contextmanager
@@ -61,14 +65,20 @@ def ray_executor(address: str | None) -> Iterator[Callable[[StudyWork], None]]:
 
 @dataclass
 class _Run:
-    """Where a run stands: blocks that were sent, trials under way, nodes that were met."""
+    """Where a run stands: blocks sent, trials and blocks under way, nodes that were met."""
 
     ray: ModuleType
     work: StudyWork
     key: str = field(default_factory=lambda: secrets.token_hex(8))
     sent: dict[int, Any] = field(default_factory=dict)
     trials: dict[Any, int] = field(default_factory=dict)
+    blocks: list[Any] = field(default_factory=list)
     met: set[tuple[str, str | None]] = field(default_factory=set)
+
+    @property
+    def stop(self) -> str:
+        """The name of the actor whose being there ends this run's tasks."""
+        return f"causalprune-stop-{self.key}"
 
 
 def _run(ray: ModuleType, work: StudyWork) -> None:
@@ -90,7 +100,7 @@ def _run(ray: ModuleType, work: StudyWork) -> None:
             heard = monotonic() if ended else heard
             _check_nodes(run, lost_for=monotonic() - heard)
     finally:
-        _cancel(run)
+        _stop(run)
 
 
 def _size(run: _Run, number: int, nodes: list[dict[str, Any]]) -> TaskSize:
@@ -130,6 +140,7 @@ def _submit(run: _Run, remote: Any) -> bool:
         name=f"trial {claimed.trial}", num_cpus=size.cpus, num_gpus=size.gpus
     ).remote(
         version("causalprune"),
+        run.stop,
         "remote_trial",
         f"{run.key}-{entry.block}",
         [sent],
@@ -165,15 +176,14 @@ def _prepared_on_node(
         name=f"block {folder.name}", num_cpus=size.cpus, num_gpus=size.gpus
     ).remote(
         version("causalprune"),
+        run.stop,
         "remote_block",
         run.ray.cloudpickle.dumps(order),
         "cuda" if size.gpus else "cpu",
     )
-    try:
-        result = _result(run, reference, f"block {folder.name}")
-    except BaseException:
-        run.ray.cancel(reference)
-        raise
+    run.blocks.append(reference)
+    result = _result(run, reference, f"block {folder.name}")
+    run.blocks.remove(reference)
     if "diverged" in result:
         raise DivergedError(result["diverged"])
     for path, content in result["files"].items():
@@ -240,9 +250,17 @@ def _check_nodes(run: _Run, lost_for: float) -> None:
             raise ClusterError(f"trial {trial}: {problem}, for {lost_for:.0f} s now")
 
 
-def _cancel(run: _Run) -> None:
+def _stop(run: _Run) -> None:
     """End what is still under way, after an error or Ctrl-C."""
-    for reference in run.trials:
-        # Not by force: where that meets the end of a task, Ray aborts this process.
-        with suppress(run.ray.exceptions.RayError):
-            run.ray.cancel(reference)
+    pending = [*run.trials, *run.blocks]
+    if not pending:
+        return
+
+    class Stop:
+        pass
+
+    with suppress(run.ray.exceptions.RayError):
+        mark = run.ray.remote(num_cpus=0)(Stop).options(name=run.stop).remote()
+        _, late = run.ray.wait(pending, num_returns=len(pending), timeout=_STOP_SECONDS)
+        if late:  # they wait for a place, perhaps
+            _marks.append(mark)

@@ -49,6 +49,15 @@ def when(ready: Callable[[], bool], act: Callable[[], None]) -> threading.Thread
     return thread
 
 
+def within(seconds: float, ready: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def error_of(run: Callable[[], object]) -> str:
     try:
         run()
@@ -112,6 +121,8 @@ def main(folder: Path) -> dict[str, Any]:
     interrupted.join()
     seen["interrupted counts"] = counts(study)
     before = study.status().finished
+    free = ray.available_resources
+    seen["nodes are free again"] = within(20, lambda: free().get("CPU") == 2)
     killed = when(in_the_middle, kill_second)
     seen["after"] = error_of(run)
     killed.join(5)

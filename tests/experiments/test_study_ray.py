@@ -126,6 +126,7 @@ def test_what_cannot_run_there_ends_the_study_and_holds_no_trial(
     assert "expected 0.0.1 as here" in seen["version"]
     assert seen["version counts"] == [0, 0, 0, 9]
     assert seen["interrupted"].startswith("KeyboardInterrupt")
+    assert seen["nodes are free again"]
     ok, failed, running, queued = seen["interrupted counts"]
     assert ok + failed >= 1 and running == 0 and queued == 9 - ok - failed > 0
 
@@ -145,9 +146,13 @@ class Here:
         assert kwargs["num_gpus"] == 1
         return self
 
-    def remote(self, found: str, name: str, order: bytes, device: str) -> dict[str, Any]:
+    def remote(self, found: str, stop: str, name: str, order: bytes, device: str) -> dict[str, Any]:
         assert device == "cuda"  # which no machine of these tests need have
-        return task()(found, name, order, "cpu")
+        return task()(found, stop, name, order, "cpu")
+
+
+def nothing_says_stop(name: str) -> str:
+    raise ValueError(name)
 
 
 @needs_ray
@@ -166,7 +171,8 @@ def test_a_block_prepared_on_a_node_is_the_one_prepared_here(
     here = prepared_block(work_in("here"), number)
     assert isinstance(here, Prepared)
     monkeypatch.setattr(ray, "get", lambda reference: reference)
-    run: Any = SimpleNamespace(ray=ray, work=work_in("there"))
+    monkeypatch.setattr(ray, "get_actor", nothing_says_stop)
+    run: Any = SimpleNamespace(ray=ray, work=work_in("there"), stop="stop", blocks=[])
     elsewhere = partial(study_ray._prepared_on_node, run, Here(), TaskSize(1, 1))
     there = prepared_block(work_in("there"), number, elsewhere)
     assert isinstance(there, Prepared)
@@ -246,4 +252,36 @@ def test_a_node_without_causalprune_says_so(monkeypatch: pytest.MonkeyPatch) -> 
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", missing)
-    assert "has causalprune none, expected 0.1.0" in task()("0.1.0", "none")["refused"]
+    assert "has causalprune none, expected 0.1.0" in task()("0.1.0", "stop", "none")["refused"]
+
+
+@needs_ray
+def test_tasks_end_themselves_when_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    import ray
+
+    from causalprune.experiments import ray_trial
+
+    began, ended = threading.Event(), threading.Event()
+    codes: list[int] = []
+
+    def exit_with(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    def long_work() -> dict[str, bool]:
+        began.set()
+        return {"told": ended.wait(20)}
+
+    def says_stop_once_begun(name: str) -> str:
+        assert name == "stop"
+        return name if began.is_set() else nothing_says_stop(name)
+
+    monkeypatch.setattr(ray, "get_actor", says_stop_once_begun)
+    monkeypatch.setattr(os, "_exit", exit_with)
+    monkeypatch.setattr(ray_trial, "long_work", long_work, raising=False)
+    work = threading.Thread(target=task(), args=("0.1.0", "stop", "long_work"), daemon=True)
+    work.start()
+    assert ended.wait(20) and codes == [1]
+    assert task()("0.1.0", "stop", "long_work") == {"stopped": True}
