@@ -16,7 +16,7 @@ from causalprune.analysis.counterfactual_results import (
     RootCause,
 )
 from causalprune.analysis.counterfactuals import CounterfactualModel, counterfactual
-from causalprune.analysis.graphs import accuracy_graph, cost_graph, iisc_graph
+from causalprune.analysis.graphs import accuracy_graph, cost_graph, iisc_graph, read_graph
 from causalprune.analysis.iisc import threshold_columns
 from causalprune.analysis.layer_forests import GroupEffect, LayerForest, layer_forests
 from causalprune.analysis.mask_effects import mask_effects
@@ -58,6 +58,7 @@ __all__ = [
     "layer_forests",
     "load_analyses",
     "mask_effects",
+    "read_graph",
     "replay_error",
     "save_analyses",
     "threshold_columns",

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from causalprune.analysis import effects, further, gate, identification, iisc, refutations
+from causalprune.analysis import (
+    effects,
+    further,
+    gate,
+    identification,
+    iisc,
+    randomisation,
+    refutations,
+)
 from causalprune.analysis.falsification import falsify
 from causalprune.analysis.graphs import COST_OUTCOMES, accuracy_graph, check_graph, cost_graph
 from causalprune.analysis.results import AnalysisResult
@@ -228,7 +236,7 @@ def _analyze_design(
     covariates = blocks if trials.designed else ()
     needed = tuple(c for c in identified.adjustment if frame[c].nunique() > 1)
     design = effects.build_design(frame, treatment, needed, covariates)
-    assignment = effects.assignment_of(frame, treatment, covariates)
+    assignment = randomisation.assignment_of(frame, treatment, covariates)
     linear = effects.linear_effect(frame, treatment, outcome, design, step=step)
     common = _common(trials, treatment, outcome, graph, identified, design)
     common |= {"seed": seed, "n_simulations": simulations, "step": step}
@@ -243,7 +251,9 @@ def _analyze_design(
     contrasts, shortfall = effects.dose_response(frame, treatment, outcome, design)
     randomised = trials.designed and treatment != "achieved_ratio"
     p_value = (
-        effects.randomisation_p_value(frame, treatment, outcome, design, assignment, seed=seed)
+        randomisation.randomisation_p_value(
+            frame, treatment, outcome, design, assignment, seed=seed
+        )
         if randomised
         else None
     )
@@ -306,7 +316,7 @@ def _target(
     frame: pd.DataFrame,
     identified: identification.Identified,
     design: effects.Design,
-    assignment: effects.Assignment,
+    assignment: randomisation.Assignment,
     interval: tuple[float, float],
     step: float,
 ) -> refutations.Target:

@@ -1,4 +1,4 @@
-"""Estimators on the trial table: least squares with clustered errors, and a randomisation test.
+"""Estimators on the trial table: least squares with clustered errors.
 
 Everything here is plain numpy and statsmodels; DoWhy lives in `identification`.
 """
@@ -122,7 +122,7 @@ def linear_effect(
     if problem:
         return problem
     matrix = np.column_stack([np.ones(len(frame)), values, design.columns.to_numpy(dtype=float)])
-    fit = _fit(target, matrix, _clusters(frame))
+    fit = _fit(target, matrix, clusters_of(frame))
     margin = _quantile(fit) * float(fit.bse[1]) * step
     effect = float(fit.params[1]) * step
     return LinearEffect(effect, effect - margin, effect + margin, _count(frame))
@@ -157,8 +157,10 @@ def dose_response(
 
     Up to eight levels get a knot each, so that the curve runs through the adjusted
     mean of each level; beyond, six knots lie at quantiles and the grid has ten points.
-    Intervals are clustered as in `linear_effect`. A level that not every checkpoint
-    has seen is refused: its contrast would compare networks, not ratios.
+    Intervals are clustered as in `linear_effect`. Where the design compares each network with
+    itself, a level needs two networks that have another level, too, and t has one degree of
+    freedom less than the networks that have the rarer level; where it does not, a level that not
+    every network has seen is refused: its contrast would compare networks, not ratios.
 
     Returns
     -------
@@ -173,135 +175,25 @@ def dose_response(
     matrix = np.column_stack([np.ones(len(frame)), spline, covariates])
     if len(frame) - matrix.shape[1] < 1 or np.linalg.matrix_rank(matrix) < matrix.shape[1]:
         return (), "There are too few completed trials for a dose-response curve."
-    fit = _fit(frame[outcome].to_numpy(dtype=float), matrix, _clusters(frame))
+    fit = _fit(frame[outcome].to_numpy(dtype=float), matrix, clusters_of(frame))
     weights = natural_spline(grid, knots) - natural_spline(grid[:1], knots)
     size = spline.shape[1]
     covariance = np.asarray(fit.cov_params())[1 : size + 1, 1 : size + 1]
     slopes = np.asarray(fit.params)[1 : size + 1]
-    quantile = _quantile(fit)
+    within = "checkpoint" in (*design.adjustment, *design.covariates)
     contrasts = []
     for end, weight in zip(grid[1:], weights[1:], strict=True):
-        reason = overlap_problem(frame, treatment, float(end), float(grid[0])) if by_level else ""
+        levels = float(grid[0]), float(end)
+        count = networks_between(frame, treatment, levels, within) if by_level else _count(frame)
+        if isinstance(count, str):
+            nothing = float("nan")
+            contrasts.append(Contrast(*levels, nothing, nothing, nothing, reason=count))
+            continue
         effect = float(weight @ slopes)
-        margin = quantile * float(np.sqrt(max(0.0, weight @ covariance @ weight)))
-        if reason:
-            effect = margin = float("nan")
-        low, high = effect - margin, effect + margin
-        contrasts.append(
-            Contrast(float(grid[0]), float(end), effect, low, high, _count(frame), reason)
-        )
+        error = float(np.sqrt(max(0.0, weight @ covariance @ weight)))
+        margin = _quantile(fit, count) * error
+        contrasts.append(Contrast(*levels, effect, effect - margin, effect + margin, count))
     return tuple(contrasts), ""
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """How a treatment may be reshuffled without changing the experiment's design.
-
-    Attributes
-    ----------
-    units : array [n] of int64
-        Rows with the same code received their treatment together.
-    blocks : array [n] of int64
-        Treatments may change places only between units of the same block.
-    """
-
-    units: NDArray[np.int64]
-    blocks: NDArray[np.int64]
-
-    @property
-    def where(self) -> str:
-        """Where treatments change places, in words."""
-        if len(np.unique(self.units)) < len(self.units):
-            return "between whole checkpoints"
-        return "inside each block" if len(np.unique(self.blocks)) > 1 else "over all trials"
-
-
-def assignment_of(frame: pd.DataFrame, treatment: str, covariates: Sequence[str]) -> Assignment:
-    """Find what was assigned: trials within blocks, or whole checkpoints at once."""
-    by_checkpoint = frame.groupby("checkpoint", sort=False)
-    if by_checkpoint[treatment].nunique().max() > 1:
-        return Assignment(np.arange(len(frame)), block_codes(frame, covariates))
-    # One treatment per checkpoint: shuffling rows would take each for an independent draw.
-    fixed = [
-        name
-        for name in covariates
-        if name != "checkpoint" and by_checkpoint[name].nunique(dropna=False).max() == 1
-    ]
-    return Assignment(_clusters(frame), block_codes(frame, fixed))
-
-
-def shuffled_slopes(
-    frame: pd.DataFrame,
-    treatment: str,
-    outcome: str,
-    columns: pd.DataFrame,
-    assignment: Assignment,
-    *,
-    seed: int,
-    draws: int,
-) -> Array:
-    """Slopes [1 + draws] per unit of treatment: the real one first, then shuffled ones.
-
-    Each is the least-squares coefficient of the treatment beside the constant and
-    `columns`, by the theorem of Frisch, Waugh and Lovell; 0 where a shuffle leaves
-    the treatment no variation of its own.
-    """
-    values = frame[treatment].to_numpy(dtype=float)
-    target = frame[outcome].to_numpy(dtype=float)
-    base = np.column_stack([np.ones(len(frame)), columns.to_numpy(dtype=float)])
-    basis = np.linalg.qr(base)[0]
-    residual = target - basis @ (basis.T @ target)
-    rng = np.random.default_rng(seed)
-    stack = np.vstack([values, *(shuffle(values, assignment, rng) for _ in range(draws))])
-    stack = stack - (stack @ basis) @ basis.T
-    spread = np.einsum("ij,ij->i", stack, stack)
-    slopes = np.zeros(draws + 1)
-    np.divide(stack @ residual, spread, out=slopes, where=spread > 1e-12)
-    return slopes
-
-
-def randomisation_p_value(
-    frame: pd.DataFrame,
-    treatment: str,
-    outcome: str,
-    design: Design,
-    assignment: Assignment,
-    *,
-    seed: int = 0,
-    draws: int = 1999,
-) -> float | None:
-    """Two-sided p-value of the slope when the treatment is reshuffled as it was assigned.
-
-    Exact under the sharp null of no effect on any trial, whatever the number of
-    checkpoints. None where no block holds two different treatments.
-    """
-    values = frame[treatment].to_numpy(dtype=float)
-    blocks = assignment.blocks
-    if not any(np.ptp(values[blocks == code]) > 0 for code in np.unique(blocks)):
-        return None
-    slopes = shuffled_slopes(
-        frame, treatment, outcome, design.columns, assignment, seed=seed, draws=draws
-    )
-    return two_sided(slopes)
-
-
-def two_sided(slopes: Array) -> float:
-    """Share of shuffled slopes at least as large as the real one (the first), itself included."""
-    # A relative allowance: equal slopes must count as ties despite rounding.
-    ties = np.abs(slopes[1:]) >= abs(slopes[0]) * (1 - 1e-9)
-    return float((1 + ties.sum()) / len(slopes))
-
-
-def shuffle(values: Array, assignment: Assignment, rng: np.random.Generator) -> Array:
-    """Exchange the treatments [n] of whole units within each block."""
-    _, first, inverse = np.unique(assignment.units, return_index=True, return_inverse=True)
-    per_unit, blocks = values[first], assignment.blocks[first]
-    order = np.argsort(blocks, kind="stable")
-    # Sorting random keys within each block is one shuffle per block, without a loop.
-    shuffled = np.lexsort((rng.random(len(per_unit)), blocks))
-    result = np.empty_like(per_unit)
-    result[order] = per_unit[shuffled]
-    return result[inverse]
 
 
 def _encode(column: pd.Series[Any]) -> pd.DataFrame:
@@ -330,20 +222,43 @@ def left_over(values: Array, base: Array) -> float:
     return float(np.sum((values - fitted) ** 2)) / total
 
 
-def overlap_problem(frame: pd.DataFrame, treatment: str, end: float, start: float) -> str:
-    """Say which of two levels not every checkpoint has seen; empty where all have."""
-    everyone = set(frame["checkpoint"])
-    for level in (start, end):
+def networks_between(
+    frame: pd.DataFrame, treatment: str, levels: tuple[float, float], within: bool
+) -> int | str:
+    """Count the networks that a contrast of two levels rests on; a sentence where too few do.
+
+    Parameters
+    ----------
+    frame : DataFrame
+    treatment : str
+    levels : pair of float
+    within : bool
+        Networks have a level of the outcome of their own, so that each is compared with itself:
+        two are then enough (one, where there is but one), if they have another level to be
+        compared with.
+    """
+    networks = frame.groupby("checkpoint")[treatment]
+    everyone = networks.ngroups
+    varied = set(networks.nunique().loc[lambda found: found > 1].index)
+    fewest = everyone
+    for level in levels:
         seen = set(frame.loc[frame[treatment] == level, "checkpoint"])
-        if seen != everyone:
+        if within and len(seen & varied) < min(2, everyone):
             return (
-                f"refused: only {len(seen)} of {len(everyone)} checkpoints have a completed "
+                f"refused: {len(seen & varied)} of {everyone} checkpoints have completed trials at "
+                f"{level:g} and at another level; two are needed"
+            )
+        if not within and len(seen) < everyone:
+            return (
+                f"refused: only {len(seen)} of {everyone} checkpoints have a completed "
                 f"trial at {level:g}"
             )
-    return ""
+        fewest = min(fewest, len(seen & varied) if within else len(seen))
+    return fewest
 
 
-def _clusters(frame: pd.DataFrame) -> NDArray[np.int64]:
+def clusters_of(frame: pd.DataFrame) -> NDArray[np.int64]:
+    """Return one code per row for each independently trained network."""
     return block_codes(frame, ["checkpoint"])
 
 
@@ -360,8 +275,10 @@ def _fit(target: Array, matrix: Array, clusters: NDArray[np.int64]) -> Any:
     return OLS(target, matrix).fit(cov_type="cluster", cov_kwds=options, use_t=True)
 
 
-def _quantile(fit: Any) -> float:
+def _quantile(fit: Any, networks: int | None = None) -> float:
     from scipy.stats import t
 
     freedom = getattr(fit, "df_resid_inference", None) or fit.df_resid
+    if networks is not None and networks > 1:
+        freedom = min(freedom, networks - 1)
     return float(t.ppf(0.5 + CONFIDENCE / 2, freedom))

@@ -65,7 +65,8 @@ class Refutation:
 class Contrast:
     """Effect of moving the treatment from `start` to `end`, in units of the outcome.
 
-    `reason` is empty, or says why the contrast is refused (then the numbers are NaN).
+    `reason` is empty, or says why the contrast is refused (then the numbers are NaN); `clusters`
+    counts the independently trained networks behind it.
 
     Examples
     --------

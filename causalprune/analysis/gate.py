@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from causalprune.analysis import effects
+from causalprune.analysis import effects, randomisation
 from causalprune.analysis.evidence import VERDICTS, Refutation
 from causalprune.analysis.graphs import COST_OUTCOMES
 from causalprune.analysis.refutations import SUBSET_SHARE, Target, relative
@@ -221,7 +221,7 @@ def _association(attack: Attack, column: str) -> float | None:
     coded = values if pd.api.types.is_numeric_dtype(values) else pd.factorize(values)[0]
     rows = frame.assign(**{column: np.asarray(coded, dtype=float)})
     nothing = effects.Design(pd.DataFrame(index=frame.index), (), (), ())
-    return effects.randomisation_p_value(
+    return randomisation.randomisation_p_value(
         rows, target.treatment, column, nothing, target.assignment, seed=attack.seed
     )
 

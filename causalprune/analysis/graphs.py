@@ -6,15 +6,18 @@ Each graph is a tuple of edges between column names, turned into a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from causalprune.errors import InvalidArgumentError
+from causalprune.errors import InvalidArgumentError, RecordError
 
 if TYPE_CHECKING:
     import networkx as nx
 
-__all__ = ["accuracy_graph", "check_graph", "cost_graph", "iisc_graph"]
+__all__ = ["accuracy_graph", "check_graph", "cost_graph", "iisc_graph", "read_graph"]
 
 Edge = tuple[str, str]
 
@@ -146,6 +149,61 @@ def cost_graph(columns: Iterable[str], outcome: str = "latency_ms") -> nx.DiGrap
     graph = _graph("cost", edges, present)
     keep = graph.subgraph([*_ancestors(graph, outcome), outcome])
     return _graph("cost", keep.edges, present)
+
+
+def read_graph(path: str | Path) -> nx.DiGraph:
+    """Read a causal graph over column names from a file.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.gml`` as networkx writes it, or ``.txt`` or ``.dot`` with arrows: ``a -> b -> c`` is two
+        edges, several stand on lines of their own or behind ``;``; ``digraph name { }`` around
+        them is allowed, attributes in brackets and comments (``#``, ``//``) are passed over.
+
+    Raises
+    ------
+    RecordError
+        There is no such file, or it holds something else.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "mine.txt"
+    >>> _ = file.write_text("ratio -> macs -> latency_ms; ratio -> latency_ms")
+    >>> sorted(read_graph(file).edges)
+    [('macs', 'latency_ms'), ('ratio', 'latency_ms'), ('ratio', 'macs')]
+    """
+    import networkx as nx
+
+    file = Path(path)
+    try:
+        if file.suffix.lower() == ".gml":
+            graph = nx.DiGraph(nx.read_gml(file), name=file.stem)
+        else:
+            graph = _graph(file.stem, _arrows(file.read_text(encoding="utf-8"), file), None)
+    except (OSError, UnicodeDecodeError, nx.NetworkXError) as error:
+        problem = " ".join(str(error).split())
+        raise RecordError(f"{file}: not a readable graph ({problem})") from error
+    if not graph.edges:
+        raise RecordError(f"{file}: expected edges such as 'ratio -> accuracy_loss', got none")
+    return graph
+
+
+def _arrows(text: str, file: Path) -> Iterator[Edge]:
+    plain = re.sub(r"(#|//).*", "", text)
+    plain = re.sub(r"\[[^\]]*\]", "", plain)
+    plain = re.sub(r"^\s*(strict\s+)?digraph\b[^{]*\{|\}\s*$", "", plain)
+    for statement in re.split(r"[;\n]", plain):
+        names = [part.strip().strip('"') for part in statement.split("->")]
+        if names == [""]:
+            continue
+        odd = [name for name in names if not re.fullmatch(r"[\w.:+-]+", name)]
+        if odd:
+            raise RecordError(
+                f"{file}: expected column names with arrows between them, got {statement.strip()!r}"
+            )
+        yield from pairwise(names)
 
 
 def check_graph(graph: nx.DiGraph, columns: Iterable[str], treatment: str, outcome: str) -> None:

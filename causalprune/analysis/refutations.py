@@ -19,8 +19,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from causalprune.analysis import identification
-from causalprune.analysis.effects import Assignment, shuffled_slopes, two_sided
 from causalprune.analysis.evidence import Refutation
+from causalprune.analysis.randomisation import Assignment, shuffled_slopes, two_sided
 from causalprune.analysis.wording import amount, percent, span, unit_of
 
 PLACEBO_SHARE = 0.10

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from causalprune.analysis import wording
 from causalprune.analysis.evidence import Contrast, Finding, Independence, Refutation
+from causalprune.analysis.summaries import summary
 from causalprune.errors import InvalidArgumentError, RecordError
 from causalprune.experiments.records import read_json
 from causalprune.files import replace_file
@@ -137,8 +138,13 @@ class AnalysisResult:
         """The answer in one sentence."""
         return wording.headline(self)
 
-    def summary(self) -> str:
-        """Everything the analysis found, in plain sentences.
+    def summary(self, width: int | None = None) -> str:
+        """Everything the analysis found, in plain sentences under headings.
+
+        Parameters
+        ----------
+        width : int, optional
+            Characters a line is to have at most; by default lines are not broken.
 
         Examples
         --------
@@ -147,7 +153,7 @@ class AnalysisResult:
         >>> print(result.headline.split(' (')[0])
         Each +0.1 of prune ratio raises the accuracy loss by 2.00 points
         """
-        return wording.summary(self)
+        return summary(self, width)
 
     def refute(
         self,

@@ -130,24 +130,3 @@ def _flipped(result: AnalysisResult) -> str:
     if result.estimate < 0:
         low, high = -high, -low
     return f" (DoWhy's own 95 % interval {span(result.outcome, low, high)})"
-
-
-def summary(result: AnalysisResult) -> str:
-    """Return everything the analysis found as sentences, one a line."""
-    lines = [result.headline]
-    if result.n_trials:
-        failed = f", {result.n_failed} failed" if result.n_failed else ""
-        lines.append(
-            f"From {result.n_trials} completed trials of {result.n_clusters} independently "
-            f"trained networks{failed}."
-        )
-    if result.p_value is not None:
-        lines.append(
-            f"Randomisation test within blocks: {p_text(result.p_value)} under the hypothesis of "
-            "no effect on any trial."
-        )
-    lines += [f"{item.name}: {item.sentence}" for item in result.refutations]
-    lines += [result.graph_check] if result.graph_check else []
-    lines += [f"{item.question}, {item.contrast}: {item.sentence}" for item in result.findings]
-    lines += result.notes
-    return "\n".join(lines)

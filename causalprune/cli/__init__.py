@@ -20,6 +20,7 @@ from causalprune.cli.console import (
     console_for_errors,
     errors_in_one_line,
     fail,
+    line_width,
     on_terminal,
 )
 from causalprune.cli.counterfactual_command import counterfactual
@@ -173,21 +174,36 @@ def analyze(
     treatment: Annotated[str, typer.Option(help="Column that is set.")] = "ratio",
     outcome: Annotated[str, typer.Option(help="Column that follows.")] = "accuracy_loss",
     preset: Annotated[str | None, typer.Option(help='"iisc" for the paper\'s Algorithm 2.')] = None,
+    graph: Annotated[
+        Path | None,
+        typer.Option(help="File of your own causal graph: .gml, or lines 'ratio -> latency_ms'."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the refuters.")] = 0,
+    time_budget_s: Annotated[
+        float, typer.Option("--time-budget", help="Seconds for what stands beside the main effect.")
+    ] = 120.0,
     save: Annotated[Path | None, typer.Option(help="JSON file to write the result to.")] = None,
 ) -> None:
     """Estimate an effect from a run table and try to refute it."""
     with errors_in_one_line():
         from causalprune.analysis import analyze as analyze_table
+        from causalprune.analysis import read_graph
 
         if save is not None and save.exists():
             raise OutputExistsError(f"save: {str(save)!r} exists; choose another file")
         result = analyze_table(
-            table, treatment, outcome, preset=preset, seed=seed, progress=on_terminal()
+            table,
+            treatment,
+            outcome,
+            preset=preset,
+            graph=read_graph(graph) if graph is not None else None,
+            seed=seed,
+            progress=on_terminal(),
+            time_budget_s=time_budget_s,
         )
         if save is not None:
             result.save(save)
-    print(result.summary())
+    print(result.summary(line_width()))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +13,21 @@ from rich.console import Console
 
 from causalprune.errors import CausalPruneError
 
-__all__ = ["console_for_errors", "errors_in_one_line", "fail", "on_terminal"]
+__all__ = ["console_for_errors", "errors_in_one_line", "fail", "line_width", "on_terminal"]
+
+_READABLE = 100
 
 
 def on_terminal() -> bool:
     """Tell whether a person is reading."""
     return sys.stdout.isatty()
+
+
+def line_width() -> int | None:
+    """Return where to break lines of text; None where no person is reading."""
+    if not on_terminal():
+        return None
+    return min(_READABLE, shutil.get_terminal_size().columns)
 
 
 def console_for_errors() -> Console:

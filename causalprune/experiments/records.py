@@ -177,7 +177,7 @@ def read_trials(path: str | os.PathLike[str]) -> pd.DataFrame:
     ------
     RecordError
         There is no such file, it cannot be parsed, columns of the first version are missing, a
-        number is not one, or a trial appears twice.
+        number is not one, or a trial appears twice (under one shift).
 
     Examples
     --------
@@ -210,7 +210,8 @@ def read_trials(path: str | os.PathLike[str]) -> pd.DataFrame:
     if bad:
         line = int(frame.index[~frame["status"].isin(_STATUSES)][0]) + 2
         raise RecordError(f"{file}, line {line}: status is {bad[0]!r}, expected ok or failed")
-    twice = frame.loc[frame["trial"].duplicated(), "trial"]
+    # A table by shift has a row of each trial for each shift.
+    twice = frame.loc[frame.duplicated(["trial", "shift"]), "trial"]
     if len(twice):
         raise RecordError(f"{file}: trial {twice.iloc[0]} appears twice")
     return frame

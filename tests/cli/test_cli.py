@@ -9,6 +9,7 @@ import pytest
 from cli.refusals import refusal
 from typer.testing import CliRunner, Result
 
+from causalprune.analysis import AnalysisResult
 from causalprune.cli import app
 from causalprune.experiments import RunConfig, read_trials
 
@@ -101,6 +102,20 @@ def test_analyze_prints_words_and_saves(finished: tuple[Path, str], tmp_path: Pa
     assert "accuracy" in result.output and saved.is_file()
     assert "exists" in _refused("analyze", str(out), "--save", str(saved))
     assert "unknown preset" in _refused("analyze", str(out), "--preset", "nobody")
+
+
+def test_analyze_takes_a_graph_of_ones_own(finished: tuple[Path, str], tmp_path: Path) -> None:
+    out, _ = finished
+    graph, saved = tmp_path / "mine.txt", tmp_path / "effect.json"
+    graph.write_text("ratio -> macs -> accuracy_loss\ncheckpoint -> accuracy_loss\n")
+    options = ("--graph", str(graph), "--time-budget", "0", "--save", str(saved))
+    result = _run("analyze", str(out), *options)
+    assert result.exit_code == 0, result.output
+    found = AnalysisResult.load(saved)
+    assert found.graph_name == "mine" and ("macs", "accuracy_loss") in found.edges
+    assert not found.findings
+    graph.write_text("ratio -> accuracy_loss -> ratio")
+    assert "cycle" in _refused("analyze", str(out), "--graph", str(graph))
 
 
 def test_report_does_not_overwrite(finished: tuple[Path, str], tmp_path: Path) -> None:

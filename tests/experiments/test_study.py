@@ -95,7 +95,7 @@ def test_the_exported_table_is_a_run_table(finished: Study, tmp_path: Path) -> N
         finished.frame()[[c.name for c in TRIAL_COLUMNS]],
         check_dtype=False,
     )
-    long = pd.read_csv(finished.export(tmp_path / "long.csv", by_shift=True))
+    long = read_trials(finished.export(tmp_path / "long.csv", by_shift=True))
     assert len(long) == 21 and list(long.columns) == [c.name for c in TRIAL_COLUMNS]
 
 
