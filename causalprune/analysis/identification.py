@@ -62,10 +62,19 @@ def quiet_dowhy() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def kept_display() -> Iterator[None]:
+    """Keep how the interpreter prints: importing DoWhy, or EconML, switches it to sympy's."""
+    display = sys.displayhook
+    try:
+        yield
+    finally:
+        sys.displayhook = display
+
+
 def import_dowhy() -> Any:
     """Import DoWhy where it is needed: it takes seconds."""
-    display = sys.displayhook
-    with quiet_dowhy():
+    with quiet_dowhy(), kept_display():
         try:
             importlib.import_module("dowhy.causal_refuters")
             return importlib.import_module("dowhy")
@@ -74,9 +83,6 @@ def import_dowhy() -> Any:
                 "causal analysis needs DoWhy; install the extra: "
                 f"pip install 'causalprune[analysis]' ({error})"
             ) from error
-        finally:
-            # It switches the interpreter's printing to sympy's; that is the caller's to choose.
-            sys.displayhook = display
 
 
 def identify(frame: pd.DataFrame, graph: nx.DiGraph, treatment: str, outcome: str) -> Identified:

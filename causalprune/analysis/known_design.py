@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from causalprune.analysis import effects
+from causalprune.analysis.identification import kept_display
 from causalprune.analysis.tables import DESIGN_COLUMNS, Trials
 from causalprune.errors import MissingDependencyError
 
@@ -30,7 +31,8 @@ PROBABILITY = "assignment_probability"
 def import_econml(module: str) -> Any:
     """Import a module of EconML where it is needed: it takes seconds."""
     try:
-        return importlib.import_module(module)
+        with kept_display():
+            return importlib.import_module(module)
     except ImportError as error:
         raise MissingDependencyError(
             "this estimator needs EconML; install the extra: "

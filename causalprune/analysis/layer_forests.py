@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from causalprune.analysis.known_design import import_econml
 from causalprune.analysis.mask_effects import (
     MaskDesign,
     clustered_error,
@@ -20,7 +21,7 @@ from causalprune.analysis.mask_effects import (
 )
 from causalprune.analysis.results import Finding
 from causalprune.analysis.unit_samples import Array
-from causalprune.errors import InvalidArgumentError, MissingDependencyError, UnknownNameError
+from causalprune.errors import InvalidArgumentError, UnknownNameError
 
 GROUPS = ("least", "middle", "most")
 
@@ -288,16 +289,12 @@ def _predicted(
     trees: int,
     seed: int,
 ) -> Array:
-    try:
-        from econml.dml import CausalForestDML
-        from sklearn.dummy import DummyRegressor
-    except ImportError as error:
-        raise MissingDependencyError(
-            "layer_forests needs EconML: pip install 'causalprune[analysis]'"
-        ) from error
+    learn = import_econml("econml.dml")
+    from sklearn.dummy import DummyRegressor
+
     # Both nuisances are known and already taken out: what is left of them is zero.
     zero = DummyRegressor(strategy="constant", constant=0.0)
-    forest = CausalForestDML(
+    forest = learn.CausalForestDML(
         model_y=zero,
         model_t=zero,
         cv=2,

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from causalprune.analysis.identification import import_dowhy
 from causalprune.analysis.results import Finding
 from causalprune.analysis.unit_samples import Array
 from causalprune.errors import (
     InvalidArgumentError,
-    MissingDependencyError,
     RecordError,
     UnknownNameError,
 )
@@ -264,20 +264,15 @@ def _chosen(
 
 
 def _by_dowhy(design: MaskDesign, column: str, propensity: float) -> float:
+    dowhy = import_dowhy()
     import networkx as nx
 
-    try:
-        from dowhy import CausalModel
-    except ImportError as error:
-        raise MissingDependencyError(
-            "estimator='dowhy' needs DoWhy: pip install 'causalprune[analysis]'"
-        ) from error
     # DoWhy writes into the frame that it is given.
     frame = design.frame[[column, "outcome", "outcome_whole"]].copy()
     frame["propensity_score"] = propensity
     # Its weighting refuses a treatment without causes, though this one has none.
     edges = [(column, "outcome"), ("outcome_whole", "outcome"), ("outcome_whole", column)]
-    model = CausalModel(frame, column, "outcome", graph=nx.DiGraph(edges))
+    model = dowhy.CausalModel(frame, column, "outcome", graph=nx.DiGraph(edges))
     estimand = model.identify_effect(proceed_when_unidentifiable=True)
     options = {"propensity_score_column": "propensity_score", "min_ps_score": 0, "max_ps_score": 1}
     estimate = model.estimate_effect(
