@@ -17,6 +17,7 @@ from causalprune.analysis import (
     gate,
     identification,
     iisc,
+    notes,
     randomisation,
     refutations,
 )
@@ -24,14 +25,13 @@ from causalprune.analysis.falsification import falsify
 from causalprune.analysis.graphs import COST_OUTCOMES, accuracy_graph, check_graph, cost_graph
 from causalprune.analysis.results import AnalysisResult
 from causalprune.analysis.tables import (
-    DESIGN_COLUMNS,
     Trials,
     check_treatment,
     completed_trials,
     read_table,
     thinned,
 )
-from causalprune.analysis.wording import FEW_CLUSTERS, derivative, number, unit_of
+from causalprune.analysis.wording import derivative
 from causalprune.errors import InvalidArgumentError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -145,14 +145,16 @@ def analyze(
         trials = completed_trials(frame, iisc.NUMERIC, required=())
         check_treatment(trials.frame, "ratio")
         with _progress(progress, "Algorithm 2", 5) as advance:
-            return iisc.replicate(trials, thresholds, seed, n_simulations, advance)
+            found = iisc.replicate(trials, thresholds, seed, n_simulations, advance)
+            return replace(found, table=frame)
     trials = thinned(completed_trials(frame, (treatment, outcome)), MAX_TRIALS, seed)
     check_treatment(trials.frame, treatment)
     if graph is not None:
         check_graph(graph, trials.frame.columns, treatment, outcome)
     with _progress(progress, "causal analysis", 14 + further.STEPS) as advance:
         chosen = graph if graph is not None else _graph(trials, outcome)
-        result = _analyze_design(trials, treatment, outcome, chosen, seed, n_simulations, advance)
+        found = _analyze_design(trials, treatment, outcome, chosen, seed, n_simulations, advance)
+        result = replace(found, table=frame)
         if not result.estimable or not time_budget_s:
             return result
         findings = further.further_findings(
@@ -245,7 +247,7 @@ def _analyze_design(
             estimate=math.nan,
             interval=(math.nan, math.nan),
             reason=linear,
-            notes=_notes(trials, treatment, design, ()),
+            notes=notes.notes_of(trials, treatment, design, ()),
             **common,
         )
     contrasts, shortfall = effects.dose_response(frame, treatment, outcome, design)
@@ -266,16 +268,16 @@ def _analyze_design(
         check = falsify(trials, graph, seed=seed)
         common |= {"independencies": check.tested, "graph_check": check.sentence}
         advance()
-    curve = _curve(outcome, step, linear, contrasts)
-    notes = _notes(trials, treatment, design, (shortfall, curve))
+    bend = notes.curve(outcome, step, linear, contrasts)
+    told = notes.notes_of(trials, treatment, design, (shortfall, bend))
     return AnalysisResult(
         estimate=target.estimate,
         interval=(linear.low, linear.high),
-        interval_kind=_interval_kind(linear.n_clusters),
+        interval_kind=notes.interval_kind(linear.n_clusters),
         p_value=p_value,
         contrasts=contrasts,
         refutations=found,
-        notes=notes,
+        notes=told,
         **common,
     )
 
@@ -328,83 +330,3 @@ def _target(
     return refutations.Target(
         data, treatment, outcome, estimand, fitted, assignment, clusters, interval
     )
-
-
-def _interval_kind(n_clusters: int) -> str:
-    if n_clusters < 2:
-        return "95 %, robust to unequal variances; one network only"
-    return f"95 %, clustered by checkpoint ({n_clusters} clusters, t with {n_clusters - 1} df)"
-
-
-def _curve(
-    outcome: str, step: float, linear: effects.LinearEffect, contrasts: tuple[Any, ...]
-) -> str:
-    usable = [c for c in contrasts if not c.reason]
-    # The bends of a curve that may well be flat are noise.
-    if len(usable) < 3 or linear.low <= 0 <= linear.high:
-        return ""
-    middle, last = usable[(len(usable) - 1) // 2], usable[-1]
-    first_rate = middle.effect / (middle.end - middle.start) * step
-    rest_rate = (last.effect - middle.effect) / (last.end - middle.end) * step
-    if abs(rest_rate - first_rate) < 0.5 * abs(linear.effect):
-        return ""
-    return (
-        "The effect is no straight line, so the average slope describes neither end: each "
-        f"+{step:g} changes the outcome by {number(outcome, first_rate)} up to {middle.end:g} and "
-        f"by {number(outcome, rest_rate)} {unit_of(outcome)} from there to {last.end:g}."
-    )
-
-
-def _notes(
-    trials: Trials, treatment: str, design: effects.Design, extra: tuple[str, ...]
-) -> tuple[str, ...]:
-    notes = [text for text in extra if text]
-    count = trials.n_clusters
-    if count < 2:
-        notes.append(
-            "All trials start from one trained network: the interval says nothing about another."
-        )
-    elif count < FEW_CLUSTERS:
-        notes.append(
-            f"Only {count} independently trained networks: clustered intervals are unreliable with "
-            "so few clusters (they lean on normal, equally behaved networks). The randomisation "
-            "test does not depend on their number, but speaks only about these networks."
-        )
-    if not trials.designed:
-        notes.append(
-            "Nothing says that the treatment was assigned by the experiment: this is observational "
-            "evidence, right only if the graph names every common cause, and no refuter can tell."
-        )
-    if trials.n_not_drawn:
-        notes.append(
-            f"{len(trials.frame):,} trials were drawn at random from the "
-            f"{len(trials.frame) + trials.n_not_drawn:,} completed ones; the networks are the same."
-        )
-    lost = trials.n_failed + trials.n_incomplete
-    if lost:
-        notes.append(
-            f"{lost} trials failed or are incomplete and are left out; if heavy pruning is what "
-            "makes trials fail, the effect is understated."
-        )
-    if design.dropped:
-        notes.append(
-            f"Not adjusted for {', '.join(design.dropped)}: each level there saw (almost) one "
-            f"value of {treatment} only."
-        )
-    notes += _scope(trials.frame)
-    return tuple(notes)
-
-
-def _scope(frame: pd.DataFrame) -> list[str]:
-    fixed = [
-        f"{name} = {frame[name].iloc[0]}"
-        for name in DESIGN_COLUMNS
-        if name in frame
-        and name != "ratio"
-        and frame[name].nunique(dropna=False) == 1
-        and pd.notna(frame[name].iloc[0])
-        and str(frame[name].iloc[0]) not in ("", "none")
-    ]
-    if not fixed:
-        return []
-    return [f"Never varied, so the effect is for these only: {', '.join(fixed)}."]

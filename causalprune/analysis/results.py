@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,8 @@ class AnalysisResult:
         What the reader has to know before using the number.
     reason : str
         Empty, or why nothing could be estimated.
+    table : DataFrame or None
+        The table that was analysed, for further questions; None after reading a result from disk.
 
     Examples
     --------
@@ -112,6 +114,7 @@ class AnalysisResult:
     notes: tuple[str, ...] = ()
     reason: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    table: pd.DataFrame | None = field(default=None, repr=False, compare=False)
 
     @property
     def estimable(self) -> bool:
@@ -207,39 +210,54 @@ class AnalysisResult:
             )
         return again.refutations
 
-    def counterfactual(self, table: Any, **question: Any) -> Counterfactual:
+    def counterfactual(self, table: Any = None, **question: Any) -> Counterfactual:
         """Answer a what-if question from the trials behind this result.
 
         Parameters
         ----------
-        table : DataFrame, Study or path
-            As `analyze` took it: a result is a record and holds no trials.
+        table : DataFrame, Study or path, optional
+            As `analyze` took it; needed where the result was read from disk.
         **question
             `network`, `ratio`, `method`, `machine`, ... as
             `causalprune.analysis.counterfactual` takes them.
+
+        Raises
+        ------
+        InvalidArgumentError
+            No table is given, and the result has none.
         """
         from causalprune.analysis.counterfactuals import counterfactual
 
-        return counterfactual(table, seed=self.seed, **question)
+        return counterfactual(self._trials(table), seed=self.seed, **question)
 
-    def attribute(self, table: Any, row: int | Mapping[str, Any]) -> Attribution:
+    def attribute(self, row: int | Mapping[str, Any], table: Any = None) -> Attribution:
         """Find the root causes of one trial's outcome.
 
         Parameters
         ----------
-        table : DataFrame, Study or path
-            As `analyze` took it.
         row : int or mapping
             Number of a trial of the table, or a row with its columns.
+        table : DataFrame, Study or path, optional
+            As for `counterfactual`.
         """
         from causalprune.analysis.counterfactuals import CounterfactualModel
 
-        model = CounterfactualModel.fit(table, seed=self.seed, replay_share=0)
+        model = CounterfactualModel.fit(self._trials(table), seed=self.seed, replay_share=0)
         return model.attribute(row, self.outcome)
+
+    def _trials(self, table: Any) -> Any:
+        if table is None and self.table is None:
+            raise InvalidArgumentError(
+                "table: expected the table that was analysed (a result read from disk holds none), "
+                "got None"
+            )
+        return self.table if table is None else table
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; NaN becomes None."""
-        return {"schema": SCHEMA, **plain_json(asdict(self))}
+        record = plain_json(asdict(replace(self, table=None)))
+        del record["table"]
+        return {"schema": SCHEMA, **record}
 
     def to_json(self) -> str:
         """Return the result as JSON text (schema version inside)."""

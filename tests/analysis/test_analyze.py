@@ -13,7 +13,7 @@ import pytest
 from simulated_trials import RATIOS, confounded, simulate, true_loss, write_run
 
 from causalprune import analysis
-from causalprune.analysis import AnalysisResult
+from causalprune.analysis import AnalysisResult, counterfactuals
 from causalprune.errors import InvalidArgumentError, RecordError, UnknownNameError
 
 # What is asked beside the main effect has tests of its own.
@@ -285,3 +285,23 @@ def test_five_rows_say_what_they_can():
     assert found.n_trials == 5 and math.isfinite(found.estimate)
     assert any("one trained network" in note for note in found.notes)
     assert all(item.sentence or item.reason for item in found.findings)
+
+
+def test_a_result_asks_further_questions_of_its_own_table(tmp_path, monkeypatch):
+    table = simulate(5, checkpoints=4)
+    result = analyze(table, n_simulations=0)
+    pd.testing.assert_frame_equal(result.table, table)
+    read = AnalysisResult.load(result.save(tmp_path / "result.json"))
+    assert read == result and read.table is None
+    for ask in (lambda: read.counterfactual(ratio=0.5), lambda: read.attribute(3)):
+        with pytest.raises(InvalidArgumentError, match="table: expected the table"):
+            ask()
+    asked = []
+    monkeypatch.setattr(
+        counterfactuals, "counterfactual", lambda table, **question: asked.append((table, question))
+    )
+    result.counterfactual(ratio=0.5, method="l1")
+    read.counterfactual("other.csv", ratio=0.5)
+    assert asked[0][0] is result.table
+    assert asked[0][1] == {"seed": 0, "ratio": 0.5, "method": "l1"}
+    assert asked[1] == ("other.csv", {"seed": 0, "ratio": 0.5})
