@@ -125,8 +125,8 @@ def recommend(
     ('moderate', 0.5)
     >>> print(found)
     Prune moderately: some of the expected shifts were not part of training. Not part: snow.
-    The prune potential on nominal is 0.800 (mean of 1; up to 0.5 points of accuracy may go).
-    The smallest of all is 0.500 (network a on snow).
+    The prune potential on nominal is 80 % (mean of 1; up to 0.5 points of accuracy may go).
+    The smallest of all is 50 % (network a on snow).
     """
     frame = potentials.frame
     known = set(frame["distribution"])
@@ -164,13 +164,13 @@ def _of_potentials(potentials: PrunePotentials, nominal: Hashable) -> list[_Reas
     smallest = min(frame.to_dict("records"), key=lambda row: float(row["potential"]))
     return [
         _Reason(
-            f"The prune potential on {nominal} is {mean:.3f} (mean of {n}; up to "
+            f"The prune potential on {nominal} is {100 * mean:.3g} % (mean of {n}; up to "
             f"{100 * potentials.delta:g} points of accuracy may go).",
             f"prune potential, {nominal}",
             mean,
         ),
         _Reason(
-            f"The smallest of all is {smallest['potential']:.3f} (network "
+            f"The smallest of all is {100 * smallest['potential']:.3g} % (network "
             f"{smallest['network']} on {smallest['distribution']}).",
             "prune potential, smallest",
             float(smallest["potential"]),

@@ -140,15 +140,16 @@ def cost_curve(trials: pd.DataFrame, method: str) -> Drawing | None:
     drawn = [cost for cost in COSTS if cost[0] in rows and rows[cost[0]].notna().all()]
     if rows["ratio"].nunique() < 2 or not drawn:
         return None
-    means = rows.groupby("ratio")[[cost[0] for cost in drawn]].mean()
-    shares = 100 * means / means.iloc[0]
-    start = 100 * float(means.index[0])
+    # Medians: a trial whose latency was disturbed says nothing about the others.
+    medians = rows.groupby("ratio")[[cost[0] for cost in drawn]].median()
+    shares = 100 * medians / medians.iloc[0]
+    start = 100 * float(medians.index[0])
     least = "the unpruned network" if start == 0 else f"ratio {start:g} %"
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
         for column, label, colour, marker in drawn:
-            axes.plot(100 * means.index, shares[column], color=colour, marker=marker, label=label)
+            axes.plot(100 * medians.index, shares[column], color=colour, marker=marker, label=label)
         axes.set_xlabel("target prune ratio (%)")
         axes.set_ylabel(f"% of {least}")
         axes.set_ylim(0, max(105.0, axes.get_ylim()[1]))
@@ -160,7 +161,7 @@ def cost_curve(trials: pd.DataFrame, method: str) -> Drawing | None:
         HEIGHT,
         paint,
         title=f"What is left of {', '.join(cost[1] for cost in drawn)}, by prune ratio",
-        description=f"At ratio {100 * float(means.index[-1]):g} % of {least}: {last}.",
+        description=f"At ratio {100 * float(medians.index[-1]):g} % of {least}: {last}.",
     )
     rows_told = tuple(
         (f"{100 * float(str(ratio)):g} %", *(f"{values[cost[0]]:.1f} %" for cost in drawn))
@@ -189,9 +190,8 @@ def dose_curve(result: AnalysisResult) -> Drawing | None:
         axes.axhline(0, color=style.MUTED, linewidth=0.9)
         line = {"color": style.WARM, "linestyle": (0, (4, 3)), "linewidth": 1.4}
         axes.plot(ends, straight, label="straight line (average)", **line)
-        axes.plot(ends, curve, color=style.ACCENT, marker="o", label="by level, 95 % intervals")
+        axes.plot(ends, curve, color=style.ACCENT, marker="o", label="by level, 95 % band")
         axes.fill_between(ends, low, high, color=style.ACCENT, alpha=0.13, linewidth=0)
-        axes.vlines(ends[1:], low[1:], high[1:], color=style.ACCENT, linewidth=1.1)
         axes.set_xlabel(
             f"target {result.treatment}" if result.treatment == "ratio" else result.treatment
         )

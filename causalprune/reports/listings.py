@@ -78,7 +78,10 @@ def agreement(scores: Sequence[ScoreTable]) -> list[dict[str, str]]:
                 "method": table.method,
                 "spearman": _correlation(both, "importance", ranks=True),
                 "pearson": _correlation(both, "importance", ranks=False),
-                "signed": _correlation(both, "effect", ranks=True),
+                # Effects on the loss and on a logit have opposite signs.
+                "signed": _correlation(both, "effect", ranks=True)
+                if table.outcome == other.outcome
+                else DASH,
             }
         )
     return sorted(rows, key=lambda row: (row["method"] != "path", row["method"]))

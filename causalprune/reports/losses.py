@@ -168,6 +168,10 @@ def _between(low: float, high: float, value: float | None = None) -> str:
     return f"{points(value, 0)}{inside}"
 
 
+def _less(fall: float) -> str:
+    return f"{points(abs(fall))} points {'less' if fall >= 0 else 'more'}"
+
+
 def _of_potentials(found: StudyPotentials, method: str) -> list[str]:
     summary = found.summary
     name = ALL_METHODS if ALL_METHODS in set(summary["method"]) else method
@@ -182,12 +186,13 @@ def _of_potentials(found: StudyPotentials, method: str) -> list[str]:
         sure = ""
         if math.isfinite(low):
             told_from_none = "" if low > 0 or high < 0 else ", not to be told from none"
-            sure = f" (95 % interval {points(low)} to {points(high)}{told_from_none})"
+            ends = (low, high) if fall >= 0 else (-high, -low)
+            sure = f" (95 % interval {points(ends[0])} to {points(ends[1])}{told_from_none})"
         told.append(
             f"{who}, {share(float(plain))} of the parameters could go for at most "
             f"{100 * found.delta:g} points of accuracy on plain images, and "
             f"{share(float(mean['mean']))} on average under the shifts: "
-            f"{points(fall)} points less{sure}."
+            f"{_less(fall)}{sure}."
         )
     for row in found.weights_minus_filters.to_dict("records"):
         if row["shift"] == NOMINAL and math.isfinite(row["mean"]):

@@ -53,7 +53,7 @@ def test_the_three_cases(
     assert (found.advice, found.ratio) == (advice, ratio)
     assert words in found.reasons[0]
     assert found.numbers["value"].tolist() == pytest.approx([0.7, 0.2])
-    assert "0.700" in found.reasons[1] and "network b on fog" in found.reasons[2]
+    assert "70 %" in found.reasons[1] and "network b on fog" in found.reasons[2]
     assert str(found).splitlines() == list(found.reasons)
 
 
