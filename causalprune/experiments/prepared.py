@@ -20,7 +20,7 @@ from causalprune.experiments.preparation import check_scores, score_networks, tr
 from causalprune.experiments.progress import Stages, stage
 from causalprune.experiments.records import write_json
 from causalprune.experiments.study_spec import NOISE, Shift
-from causalprune.experiments.training import accuracy_of
+from causalprune.experiments.training import accuracy_of, images_right
 from causalprune.experiments.trial import Checkpoint, Setting
 from causalprune.experiments.weights import state_digest
 from causalprune.graph import capture
@@ -240,14 +240,14 @@ def _checkpoints(
     image = setting.splits.test[0][:1].cpu()
     checkpoints: list[Checkpoint] = []
     for number, model in enumerate(networks):
-        accuracy = accuracy_of(model.to(setting.device), setting.splits.test)
+        right = images_right(model.to(setting.device), setting.splits.test)
         shifted = {name: accuracy_of(model, test) for name, test in setting.shifted.items()}
         model.cpu()
         checkpoints.append(
             Checkpoint(
                 number=number,
                 model=model,
-                accuracy=accuracy,
+                right=right,
                 accuracy_by_shift=shifted,
                 parameters=count_parameters(model),
                 macs=count_macs(model, image),

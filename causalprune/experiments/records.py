@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 TRIALS_FILE = "trials.csv"
-TABLE_VERSION = 2
+TABLE_VERSION = 3
 """Version of the run table's columns; each says with which it came."""
 
 
@@ -144,6 +144,19 @@ TRIAL_COLUMNS: tuple[Column, ...] = (
     Column("cpu_energy_joules", "float", "of the machine's processor packages (RAPL)", True, 2),
     Column("energy_reason", "text", "why cpu_energy_joules is missing", True, 2),
     Column("gpu_energy_joules", "float", "of the first GPU during the trial (NVML)", True, 2),
+    Column(
+        "accuracy_by_class",
+        "text",
+        "JSON object: accuracy on the plain test images of each class, by its name or number",
+        since=3,
+    ),
+    Column("accuracy_before_by_class", "text", "the same of the unpruned checkpoint", since=3),
+    Column(
+        "changes_by_class",
+        "text",
+        "JSON object: by class, [test images, of them right before and wrong now, the reverse]",
+        since=3,
+    ),
 )
 
 SHIFT_COLUMNS: tuple[Column, ...] = (

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from causalprune.experiments.class_rows import CLASS_COLUMNS
 from causalprune.experiments.records import SHIFT_COLUMNS
 
 __all__ = ["has_shift_rows", "rows_by_shift"]
@@ -39,7 +40,8 @@ def rows_by_shift(trials: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         The columns of a run's table. The rows of the plain test images (shift ``none``) are as
         they were; those of a shift have ``accuracy``, ``accuracy_before`` and ``accuracy_loss``
-        under it, and no ``accuracy_pruned``, which is measured on plain images alone.
+        under it, and neither ``accuracy_pruned`` nor accuracies by class, which are measured on
+        plain images alone.
 
     Examples
     --------
@@ -63,6 +65,7 @@ def rows_by_shift(trials: pd.DataFrame) -> pd.DataFrame:
                 "accuracy_before": before[shift],
                 "accuracy_loss": before[shift] - accuracy,
                 "accuracy_pruned": None,
+                **dict.fromkeys(CLASS_COLUMNS),
             }
             rows.append({**row, **changed})
     columns = [str(name) for name in trials.columns if name not in names]

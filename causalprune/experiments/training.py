@@ -9,9 +9,15 @@ from torch import Tensor, nn
 
 from causalprune.errors import DivergedError, UnknownNameError
 from causalprune.pruning.retraining import AUGMENTATIONS, SgdRecipe
-from causalprune.pruning.training import TrainingLog, check_numbers, evaluate, fit
+from causalprune.pruning.training import (
+    TrainingLog,
+    check_numbers,
+    correct_images,
+    evaluate,
+    fit,
+)
 
-__all__ = ["TrainingLog", "accuracy_of", "evaluate", "train"]
+__all__ = ["TrainingLog", "accuracy_of", "evaluate", "images_right", "train"]
 
 
 def train(
@@ -96,8 +102,30 @@ def train(
 def accuracy_of(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
     """Measure accuracy as :func:`evaluate` does, of a network whose logits are finite.
 
+    Raises
+    ------
+    DivergedError, DataError
+        As :func:`images_right`.
+
+    Examples
+    --------
+    >>> accuracy_of(nn.Identity(), (torch.eye(2), torch.tensor([0, 0])))
+    0.5
+    """
+    hits = images_right(model, data)
+    return int(hits.sum()) / len(hits)
+
+
+def images_right(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
+    """Tell for each image whether a network whose logits are finite takes it for its class.
+
     Finite weights may be large enough to overflow, and the largest of logits that are no numbers
     is some class, too: such a network would pass for one that guesses.
+
+    Returns
+    -------
+    Tensor
+        ``[N]`` bool, on the CPU; their mean is the accuracy.
 
     Raises
     ------
@@ -110,7 +138,7 @@ def accuracy_of(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
     --------
     >>> network = nn.Linear(2, 2)
     >>> _ = nn.init.constant_(network.weight, 3e38)
-    >>> accuracy_of(network, (torch.ones(3, 2), torch.zeros(3, dtype=torch.int64)))
+    >>> images_right(network, (torch.ones(3, 2), torch.zeros(3, dtype=torch.int64)))
     Traceback (most recent call last):
     ...
     causalprune.errors.DivergedError: model: expected finite logits, got infinity or NaN ...
@@ -126,6 +154,6 @@ def accuracy_of(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
 
     handle = model.register_forward_hook(refuse)
     try:
-        return evaluate(model, data)
+        return correct_images(model, data)
     finally:
         handle.remove()

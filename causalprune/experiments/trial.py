@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from causalprune.experiments.class_rows import class_columns
 from causalprune.experiments.config import RunConfig
 from causalprune.experiments.datasets import DataSplits
 from causalprune.experiments.design import ASSIGNMENT, Cell
-from causalprune.experiments.training import accuracy_of, train
+from causalprune.experiments.training import accuracy_of, images_right, train
 from causalprune.experiments.trial_artefacts import TrialArtefacts
 from causalprune.graph import UnitGraph, evaluating, removed
 from causalprune.measures import (
@@ -77,8 +78,8 @@ class Checkpoint:
         Which one.
     model : nn.Module
         The network, on the CPU.
-    accuracy : float
-        Fraction right on the test split.
+    right : Tensor [N], bool
+        Which images of the test split it is right about, on the CPU.
     parameters, macs : int
         Its size; multiply-accumulates for one image.
     scores : Mapping[str, Scores]
@@ -93,13 +94,18 @@ class Checkpoint:
 
     number: int
     model: nn.Module
-    accuracy: float
+    right: Tensor
     parameters: int
     macs: int
     scores: Mapping[str, Scores]
     problems: Mapping[str, str]
     accuracy_by_shift: Mapping[str, float] = field(default_factory=dict)
     digest: str | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction right on the test split."""
+        return int(self.right.sum()) / len(self.right)
 
 
 def run_trial(
@@ -214,7 +220,8 @@ def _prune_and_measure(
                 on_epoch=artefacts.keep_loss,
             )
     artefacts.keep_checkpoint(small)
-    accuracy = accuracy_of(small, splits.test)
+    right = images_right(small, splits.test)
+    accuracy = int(right.sum()) / len(right)
     kept = None if pruned.plan is None else {row.group: row.kept for row in pruned.plan.table}
     return {
         **_under_shift(setting, small, checkpoint),
@@ -223,10 +230,16 @@ def _prune_and_measure(
         "accuracy_pruned": accuracy_pruned,
         "accuracy": accuracy,
         "accuracy_loss": checkpoint.accuracy - accuracy,
+        **_by_class(splits, checkpoint.right, right),
         "output_difference": pruned.output_difference,
         **_latency(setting, small),
         **_peak_memory(setting, small),
     }
+
+
+def _by_class(splits: DataSplits, before: Tensor, after: Tensor) -> dict[str, str]:
+    labels = splits.test[1].cpu().numpy()
+    return class_columns(labels, splits.classes, before.numpy(), after.numpy())
 
 
 def _without_units(setting: Setting, cell: Cell, checkpoint: Checkpoint) -> _Pruned:

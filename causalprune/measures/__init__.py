@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from causalprune.measures.class_counts import ClassLosses, class_losses_of_counts
 from causalprune.measures.excess_error import (
     ExcessErrorTrend,
     excess_error,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
         latency_ms,
         torch_threads,
     )
-    from causalprune.measures.losses_by_class import ClassLosses, class_losses
+    from causalprune.measures.losses_by_class import class_losses
     from causalprune.measures.machine import machine_info
     from causalprune.measures.memory import peak_activation_bytes
     from causalprune.measures.process_memory import (
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
 # No module here may have the name of what it holds: importing it would hide that.
 _HOME = {
     "CalibrationError": "agreement",
-    "ClassLosses": "losses_by_class",
     "InformativeFeatures": "feature_information",
     "Latency": "latency",
     "NoiseSimilarity": "similarity_under_noise",
@@ -109,6 +109,7 @@ __all__ = [
     "add_uniform_noise",
     "calibration_error",
     "class_losses",
+    "class_losses_of_counts",
     "count_layer_weights",
     "count_macs",
     "count_nonzero_macs",

@@ -13,7 +13,7 @@ from causalprune.measures.excess_error import ExcessErrorTrend
 from causalprune.measures.prune_potential import PrunePotentials
 
 if TYPE_CHECKING:
-    from causalprune.measures.losses_by_class import ClassLosses
+    from causalprune.measures.class_counts import ClassLosses
     from causalprune.measures.similarity_under_noise import NoiseSimilarity
 
 __all__ = ["Recommendation", "recommend"]

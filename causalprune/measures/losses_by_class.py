@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -12,42 +10,11 @@ from torch import Tensor
 
 from causalprune.errors import InvalidArgumentError
 from causalprune.measures.agreement import logits_of, targets_of
+from causalprune.measures.class_counts import ClassLosses, adjusted
 
 __all__ = ["ClassLosses", "class_losses"]
 
 Changes = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class ClassLosses:
-    """Accuracy lost from one network to another, class by class, on the same images.
-
-    Attributes
-    ----------
-    frame : DataFrame
-        One row for each class that has images: class, n, accuracy_before, accuracy_after, loss
-        (before minus after; positive: accuracy fell), low, high (paired interval), excess (loss
-        minus the loss of all images), p_value and p_adjusted of "this class loses no more than
-        the others", hurt.
-    loss, low, high : float
-        Of all images, with its paired interval.
-    level : float
-        Of the intervals.
-    rate : float
-        False discovery rate at which `hurt` was decided.
-    """
-
-    frame: pd.DataFrame
-    loss: float
-    low: float
-    high: float
-    level: float
-    rate: float
-
-    @property
-    def hurt(self) -> tuple[int, ...]:
-        """Classes that lose significantly more than all images do, in ascending order."""
-        return tuple(self.frame.loc[self.frame["hurt"], "class"].tolist())
 
 
 def class_losses(
@@ -146,10 +113,9 @@ def _class_row(
 
 def _interval(changes: Changes, level: float) -> tuple[float, float]:
     """Return the adjusted Wald interval of a difference of paired proportions."""
-    n = len(changes) + 2
-    lost, won = (int((changes == sign).sum()) + 1 for sign in (1, -1))
-    centre = (lost - won) / n
-    half = float(ndtri((1 + level) / 2)) * (((lost + won) / n - centre**2) / n) ** 0.5
+    lost, won = (int((changes == sign).sum()) for sign in (1, -1))
+    centre, variance = adjusted(len(changes), lost, won)
+    half = float(ndtri((1 + level) / 2)) * variance**0.5
     return max(-1.0, centre - half), min(1.0, centre + half)
 
 

@@ -24,8 +24,12 @@ from causalprune.errors import (
     RecordError,
 )
 from causalprune.experiments import RunConfig, RunResult, build_network, read_trials, run_experiment
+from causalprune.experiments.class_rows import CLASS_COLUMNS
+from causalprune.experiments.outputs import checkpoint_file
+from causalprune.experiments.prepared import filled_in, splits_of
 from causalprune.experiments.records import MEASURED_COLUMNS, TRIAL_COLUMNS
 from causalprune.experiments.weights import load_weights, save_weights, state_digest
+from causalprune.pruning.training import correct_images
 from causalprune.scoring import METHODS, Scores, register_method
 
 
@@ -99,6 +103,24 @@ def test_layers_explain_the_achieved_ratio(finished: RunResult) -> None:
         }
         for layer, share in gone.items():
             assert share == pytest.approx(1 - left[layer] / total[layer], abs=1e-6)
+
+
+def test_classes_explain_the_accuracies(finished: RunResult) -> None:
+    """Counted again from the weights on disk, and the same images as behind the accuracy."""
+    splits = splits_of(filled_in(SMALL))
+    labels, model = splits.test[1], build_network("lenet5", 10)
+    for row in finished.trials.to_dict("records"):
+        after, before, changes = (json.loads(row[name]) for name in CLASS_COLUMNS)
+        assert list(after) == list(before) == list(changes) == list(splits.classes)
+        n, lost, won = (sum(each[k] for each in changes.values()) for k in range(3))
+        assert n == row["n_test"] and (lost - won) / n == pytest.approx(row["accuracy_loss"])
+        for name, (images, gone, come) in changes.items():
+            assert images == (labels == int(name)).sum()
+            assert before[name] - after[name] == pytest.approx((gone - come) / images, abs=2e-6)
+        load_weights(model, checkpoint_file(finished.out, row["checkpoint"]))
+        right = correct_images(model, splits.test)
+        expected = [right[labels == each].double().mean().item() for each in range(10)]
+        assert list(before.values()) == pytest.approx(expected, abs=1e-6)
 
 
 def test_costs_are_measured_as_the_row_says(finished: RunResult) -> None:

@@ -58,6 +58,9 @@ def test_shifts_are_measured_before_and_after(finished: Study) -> None:
     shifted = long[long["shift"] == "contrast:5"].set_index("trial")
     expected = shifted["accuracy_before"] - shifted["accuracy"]
     pd.testing.assert_series_equal(shifted["accuracy_loss"], expected, check_names=False)
+    # Classes are told apart on plain images alone.
+    assert shifted["accuracy_by_class"].isna().all()
+    assert long.loc[long["shift"] == "none", "accuracy_by_class"].notna().all()
 
 
 def test_its_measures_are_those_of_its_rows(finished: Study) -> None:
@@ -150,23 +153,25 @@ def test_another_study_in_the_folder_is_refused(finished: Study) -> None:
     assert len(finished.frame()) == 7
 
 
-def test_a_study_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_study_of_an_earlier_release_goes_on(tmp_path: Path, version: int) -> None:
     """Its store has neither the later fields of the study nor the later columns of the table."""
     study = study_in(tmp_path, TEXT)
     described, cells = study.spec.to_dict(), study_cells(study.spec)
     for block in described["blocks"]:
         for name in ("optimiser", "augment", "latency_batches"):
             block.pop(name, None)
-    first = tuple(column for column in TRIAL_COLUMNS if column.since == 1) + SHIFT_COLUMNS
+    known = tuple(column for column in TRIAL_COLUMNS if column.since <= version) + SHIFT_COLUMNS
     trials = [_described(study.spec, entry) for entry in cells]
-    with StudyStore.create(study.folder, described, trials, columns=first) as store:
+    with StudyStore.create(study.folder, described, trials, columns=known) as store:
         worker = Worker.here()
         claimed = store.claim(worker)
         assert claimed is not None
         store.fail(claimed.trial, worker, "as it was then")
     frame = study.run(progress=False, limit=2)
     assert frame["status"].tolist() == ["failed", "ok", "ok"]
-    assert frame["checkpoint_digest"].isna().tolist() == [True, False, False]
+    for name in ("checkpoint_digest", "accuracy_by_class", "changes_by_class"):
+        assert frame[name].isna().tolist() == [True, False, False]
     with StudyStore.open(study.folder) as store:
         assert "latency_batches" not in store.study["blocks"][0] and store.doctor() == []
     file = study.export(tmp_path / "long.csv", by_shift=True)
