@@ -58,7 +58,7 @@ class ClassLosses:
 
 
 def class_losses_of_counts(
-    counts: pd.DataFrame, *, level: float = 0.95, rate: float = 0.05, comparisons: int = 1
+    counts: pd.DataFrame, *, level: float = 0.95, rate: float = 0.05
 ) -> ClassLosses:
     """Compute what every class loses over independently trained networks, and who is hurt.
 
@@ -73,9 +73,7 @@ def class_losses_of_counts(
     level : float
         Of the intervals of losses, in (0, 1), each by itself.
     rate : float
-        Chance, over all classes and comparisons, that any class is wrongly named hurt, in (0, 1).
-    comparisons : int
-        How many such tables are looked through together (methods, ratios).
+        Chance, over all classes, that any of them is wrongly named hurt, in (0, 1).
 
     Returns
     -------
@@ -97,8 +95,9 @@ def class_losses_of_counts(
     over networks keeps all of it (as if every network failed on the same images: an upper
     bound), and the variance between networks over their number is added; Student's t with
     Satterthwaite's degrees of freedom. The interval of a class's excess compares its images with
-    all others and has the level ``1 - rate / (classes * comparisons)`` (Bonferroni): a class is
-    hurt where it lies above zero.
+    all others and has the level ``1 - rate / classes`` (Bonferroni): a class is hurt where it lies
+    above zero. That is cautious: of simulated tables in which ten classes lose alike (12, 45 or
+    100 images each, 1 to 6 networks, 2 to 70 % lost), 0 to 2.4 % named one.
 
     References
     ----------
@@ -118,8 +117,6 @@ def class_losses_of_counts(
     for name, value in (("level", level), ("rate", rate)):
         if not 0 < value < 1:
             raise InvalidArgumentError(f"{name}: expected a number in (0, 1), got {value}")
-    if comparisons < 1:
-        raise InvalidArgumentError(f"comparisons: expected at least 1, got {comparisons}")
     classes, (n, right, lost, won) = _checked(counts)
     n_classes = len(classes)
     losses, total = (lost - won) / n, n.sum(1, keepdims=True)
@@ -134,7 +131,7 @@ def class_losses_of_counts(
     # A class differs from all images by what it differs from the others, less its own share.
     own, others = adjusted(n, lost, won), adjusted(total - n, all_lost - lost, all_won - won)
     apart = 1 - n / total
-    each = 1 - rate / (n_classes * comparisons)
+    each = 1 - rate / n_classes
     low, high = _over_networks(apart * (own[0] - others[0]), apart**2 * (own[1] + others[1]), each)
     alone = n_classes == 1
     frame["excess_low"] = np.nan if alone else low

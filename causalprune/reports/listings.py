@@ -13,6 +13,7 @@ import pandas as pd
 
 from causalprune.analysis import AnalysisResult
 from causalprune.analysis.wording import DASH
+from causalprune.experiments.class_rows import class_counts
 from causalprune.reports.numbers import KIB, half_width, points, share, signed
 from causalprune.reports.score_tables import ScoreTable
 from causalprune.reports.sources import Source, place_name
@@ -197,10 +198,16 @@ def limits(source: Source) -> list[str]:
             "No shifted images were tried, so what pruning costs under other conditions than those "
             "of the test images is not known."
         )
-    if not trials.empty:
+    told = len(set(class_counts(trials)["row"])) if not trials.empty else 0
+    if not trials.empty and not told:
         found.append(
-            "Losses are over all test images together: these records do not say which classes "
-            "paid for them."
+            "Losses are over all test images together: these records were made before the run "
+            "table had accuracies by class (its version 3), so they do not say which classes paid."
+        )
+    elif told < len(trials):
+        found.append(
+            f"{len(trials) - told} of {len(trials)} trials were recorded without accuracies by "
+            "class and are in nothing that is said of classes."
         )
     found.append(
         "A method's result here is for this network, data set and retraining; another may rank "

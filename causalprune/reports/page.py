@@ -16,6 +16,7 @@ from causalprune.errors import (
 )
 from causalprune.files import replace_file
 from causalprune.reports import listings, pruned_network, sections, story
+from causalprune.reports.class_losses import by_class
 from causalprune.reports.losses import losses
 from causalprune.reports.numbers import count
 from causalprune.reports.sources import Source, read_source
@@ -40,12 +41,13 @@ def report(
     """Write one HTML page about a study, a run, a pruned network or scores.
 
     In the page: what pruning did, how sure that is, what is doubtful and what to do, in words;
-    accuracy against removal by method, for each network; what shrank; what was lost under shifts,
-    with prune potentials and the guideline of Lost in Pruning; what each layer lost; the effects
-    of single units, their check against exact ablation and the explanatory graphs of classes; the
-    causal graph, the dose-response curve, further findings and the refutations; limits, and how it
-    was made. Parts without data are left out. Figures are SVG in the page, with their numbers as a
-    table; the page loads nothing and reads on phones, on paper and on dark screens.
+    accuracy against removal by method, for each network; what shrank; what single classes lost,
+    and which of them are hurt more than others; what was lost under shifts, with prune potentials
+    and the guideline of Lost in Pruning; what each layer lost; the effects of single units, their
+    check against exact ablation and the explanatory graphs of classes; the causal graph, the
+    dose-response curve, further findings and the refutations; limits, and how it was made. Parts
+    without data are left out. Figures are SVG in the page, with their numbers as a table; the page
+    loads nothing and reads on phones, on paper and on dark screens.
 
     Parameters
     ----------
@@ -169,6 +171,7 @@ def _context(source: Source, results: list[AnalysisResult], problems: list[str])
     lost = [
         losses(source, place, each["method"]) for place, each in zip(places, shown, strict=False)
     ]
+    classes = [by_class(source, place, choices.get(place)) for place in source.places]
     context = {
         "kind": source.kind,
         "name": source.name,
@@ -178,8 +181,10 @@ def _context(source: Source, results: list[AnalysisResult], problems: list[str])
         "tiles": [],
         "sure": story.how_sure(results),
         "doubtful": [],
+        "paid": story.paid([item for item in classes if item]),
         "advice": story.advice([item for item in lost if item]),
         "pruning": shown,
+        "classes": [item for item in classes if item],
         "lost": [item for item in lost if item],
         "units": sections.units(source.scores),
         "analyses": [sections.analysis(result) for result in results],

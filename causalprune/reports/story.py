@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -14,6 +15,9 @@ from causalprune.reports.losses import Losses
 from causalprune.reports.numbers import KIB, count, half_width, listed, points, share
 from causalprune.reports.score_tables import ScoreTable
 from causalprune.reports.sources import Source, place_name
+
+if TYPE_CHECKING:
+    from causalprune.reports.class_losses import ByClass
 
 # A loss of accuracy that most people would accept for a smaller network.
 ACCEPTABLE_LOSS = 0.01
@@ -215,6 +219,12 @@ def doubtful(source: Source, results: Sequence[AnalysisResult]) -> list[str]:
             "few enough that another seed may shift every number here."
         )
     return told
+
+
+def paid(classes: Sequence[ByClass]) -> list[str]:
+    """Say of each place whether single classes lost more than the others."""
+    several = len(classes) > 1
+    return [f"{f'{item.place}: ' if several else ''}{item.short}" for item in classes if item.short]
 
 
 def advice(lost: Sequence[Losses]) -> list[str]:

@@ -10,7 +10,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from simulated_trials import simulate, write_run
+from simulated_classes import with_classes
+from simulated_trials import write_run
 
 from causalprune.reports import report
 
@@ -65,16 +66,17 @@ def opened(folder: Path, page: str, width: int) -> tuple[dict, str]:
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 def test_page_fits_a_phone_and_asks_for_nothing(tmp_path):
-    folder = write_run(tmp_path / "run", simulate(1, checkpoints=3))
+    folder = write_run(tmp_path / "run", with_classes(1, {2: 0.5}))
     page = report(folder, tmp_path / "report.html", analyses=()).read_text("utf-8")
     assert "<script" not in page
+    assert 'id="classes"' in page
     found, log = opened(tmp_path, page, 375)
     assert "CONSOLE" not in log
     assert found["requests"] == []
     assert found["width"] == 375
     assert found["content"] == 375
     assert len(found["figures"]) == page.count("<svg ")
-    assert len(found["figures"]) >= 9
+    assert len(found["figures"]) >= 11
     assert all(width > 200 and height > 60 for width, height, _ in found["figures"])
     assert found["texts"] > 100
 
