@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,9 @@ from causalprune.analysis import (
     randomisation,
     refutations,
 )
+from causalprune.analysis.evidence import Contrast, Finding
 from causalprune.analysis.falsification import falsify
+from causalprune.analysis.findings import curve_finding
 from causalprune.analysis.graphs import COST_OUTCOMES, accuracy_graph, check_graph, cost_graph
 from causalprune.analysis.results import AnalysisResult
 from causalprune.analysis.tables import (
@@ -53,6 +55,7 @@ def analyze(
     preset: str | None = None,
     thresholds: Mapping[str, float] | None = None,
     graph: nx.DiGraph | None = None,
+    contrasts: Sequence[tuple[float, float]] | None = None,
     seed: int = 0,
     progress: bool = False,
     n_simulations: int = DEFAULT_SIMULATIONS,
@@ -93,6 +96,10 @@ def analyze(
     graph : networkx.DiGraph, optional
         Over column names, in place of the default one (:func:`accuracy_graph`,
         :func:`cost_graph`).
+    contrasts : sequence of (start, end), optional
+        Moves of the treatment to tell the effects of, such as ``[(0.3, 0.7)]``, in
+        `AnalysisResult.findings`; by default, and in `AnalysisResult.contrasts`, from the smallest
+        level to each other.
     seed : int
         Same seed, same numbers.
     progress : bool
@@ -138,8 +145,10 @@ def analyze(
     ()
     """
     _check_arguments(treatment, outcome, preset, thresholds, seed, n_simulations, time_budget_s)
-    if preset is not None and graph is not None:
-        raise InvalidArgumentError(f"graph: preset={preset!r} has its own; expected None")
+    for name, given in (("graph", graph), ("contrasts", contrasts)):
+        if preset is not None and given is not None:
+            raise InvalidArgumentError(f"{name}: preset={preset!r} has its own; expected None")
+    pairs = _checked_contrasts(contrasts)
     frame = read_table(table)
     if preset == "iisc":
         trials = completed_trials(frame, iisc.NUMERIC, required=())
@@ -154,7 +163,8 @@ def analyze(
     with _progress(progress, "causal analysis", 14 + further.STEPS) as advance:
         chosen = graph if graph is not None else _graph(trials, outcome)
         found = _analyze_design(trials, treatment, outcome, chosen, seed, n_simulations, advance)
-        result = replace(found, table=frame)
+        asked = _asked(trials, found, pairs)
+        result = replace(found, table=frame, findings=asked)
         if not result.estimable or not time_budget_s:
             return result
         findings = further.further_findings(
@@ -165,8 +175,9 @@ def analyze(
             time_budget_s,
             advance,
             adjustment=result.adjustment,
+            contrasts=pairs,
         )
-        return replace(result, findings=findings)
+        return replace(result, findings=(*asked, *findings))
 
 
 def _check_arguments(
@@ -198,6 +209,35 @@ def _check_arguments(
             raise InvalidArgumentError(f"{name}: expected an integer, got {value!r}")
         if not 0 <= value <= high:
             raise InvalidArgumentError(f"{name}: expected 0 to {high}, got {value}")
+
+
+def _checked_contrasts(
+    contrasts: Sequence[tuple[float, float]] | None,
+) -> list[tuple[float, float]] | None:
+    if contrasts is None:
+        return None
+    wrong = "contrasts: expected pairs of two different finite numbers, such as [(0.3, 0.7)], got"
+    try:
+        pairs = [(float(start), float(end)) for start, end in contrasts]
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"{wrong} {contrasts!r}") from error
+    if not pairs or not all(math.isfinite(end - start) and start != end for start, end in pairs):
+        raise InvalidArgumentError(f"{wrong} {contrasts!r}")
+    return pairs
+
+
+def _asked(
+    trials: Trials, result: AnalysisResult, pairs: list[tuple[float, float]] | None
+) -> tuple[Finding, ...]:
+    """Answer the contrasts that were asked for by the curve behind `AnalysisResult.contrasts`."""
+    if pairs is None or not result.estimable:
+        return ()
+    frame, treatment, outcome = trials.frame, result.treatment, result.outcome
+    design = effects.build_design(frame, treatment, result.adjustment, result.design_covariates)
+    curve, shortfall = effects.dose_response(frame, treatment, outcome, design, pairs)
+    nothing = math.nan
+    refused = [Contrast(*pair, nothing, nothing, nothing, reason=shortfall) for pair in pairs]
+    return tuple(curve_finding(each, treatment, outcome) for each in curve or refused)
 
 
 @contextmanager

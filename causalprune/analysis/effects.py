@@ -151,16 +151,21 @@ def why_not_estimable(frame: pd.DataFrame, treatment: str, outcome: str, design:
 
 
 def dose_response(
-    frame: pd.DataFrame, treatment: str, outcome: str, design: Design
+    frame: pd.DataFrame,
+    treatment: str,
+    outcome: str,
+    design: Design,
+    pairs: Sequence[tuple[float, float]] | None = None,
 ) -> tuple[tuple[Contrast, ...], str]:
-    """Contrasts of every treatment level with the smallest, from a natural cubic spline.
+    """Contrasts of treatment levels, from a natural cubic spline: by default with the smallest.
 
     Up to eight levels get a knot each, so that the curve runs through the adjusted
     mean of each level; beyond, six knots lie at quantiles and the grid has ten points.
-    Intervals are clustered as in `linear_effect`. Where the design compares each network with
-    itself, a level needs two networks that have another level, too, and t has one degree of
-    freedom less than the networks that have the rarer level; where it does not, a level that not
-    every network has seen is refused: its contrast would compare networks, not ratios.
+    Intervals are clustered as in `linear_effect`. Nothing is extrapolated. Where the design
+    compares each network with itself, a level needs two networks that have another level, too,
+    and t has one degree of freedom less than the networks that have the rarer level; where it
+    does not, a level that not every network has seen is refused: its contrast would compare
+    networks, not ratios.
 
     Returns
     -------
@@ -176,23 +181,23 @@ def dose_response(
     if len(frame) - matrix.shape[1] < 1 or np.linalg.matrix_rank(matrix) < matrix.shape[1]:
         return (), "There are too few completed trials for a dose-response curve."
     fit = _fit(frame[outcome].to_numpy(dtype=float), matrix, clusters_of(frame))
-    weights = natural_spline(grid, knots) - natural_spline(grid[:1], knots)
     size = spline.shape[1]
     covariance = np.asarray(fit.cov_params())[1 : size + 1, 1 : size + 1]
     slopes = np.asarray(fit.params)[1 : size + 1]
     within = "checkpoint" in (*design.adjustment, *design.covariates)
     contrasts = []
-    for end, weight in zip(grid[1:], weights[1:], strict=True):
-        levels = float(grid[0]), float(end)
-        count = networks_between(frame, treatment, levels, within) if by_level else _count(frame)
+    for levels in pairs if pairs is not None else [(grid[0], end) for end in grid[1:]]:
+        start, end = map(float, levels)
+        count = _support(frame, treatment, (start, end), by_level, within)
         if isinstance(count, str):
             nothing = float("nan")
-            contrasts.append(Contrast(*levels, nothing, nothing, nothing, reason=count))
+            contrasts.append(Contrast(start, end, nothing, nothing, nothing, reason=count))
             continue
+        weight = np.diff(natural_spline(np.array([start, end]), knots), axis=0)[0]
         effect = float(weight @ slopes)
         error = float(np.sqrt(max(0.0, weight @ covariance @ weight)))
         margin = _quantile(fit, count) * error
-        contrasts.append(Contrast(*levels, effect, effect - margin, effect + margin, count))
+        contrasts.append(Contrast(start, end, effect, effect - margin, effect + margin, count))
     return tuple(contrasts), ""
 
 
@@ -220,6 +225,23 @@ def left_over(values: Array, base: Array) -> float:
         return 0.0
     fitted = base @ np.linalg.lstsq(base, values, rcond=None)[0]
     return float(np.sum((values - fitted) ** 2)) / total
+
+
+def _support(
+    frame: pd.DataFrame, treatment: str, levels: tuple[float, float], by_level: bool, within: bool
+) -> int | str:
+    """Count the networks behind a contrast, or say why the table does not support it."""
+    values = frame[treatment]
+    for level in levels:
+        if not values.min() <= level <= values.max():
+            return (
+                f"refused: {level:g} lies outside the {values.min():g} to {values.max():g} of "
+                f"{treatment} that was tried"
+            )
+    tried = all(values.eq(level).any() for level in levels)
+    return (
+        networks_between(frame, treatment, levels, within) if by_level and tried else _count(frame)
+    )
 
 
 def networks_between(

@@ -10,11 +10,20 @@ import pandas as pd
 
 from causalprune.analysis import effects
 from causalprune.analysis.clustered import Estimate
-from causalprune.analysis.evidence import Finding
+from causalprune.analysis.evidence import Contrast, Finding
 from causalprune.analysis.tables import Trials
-from causalprune.analysis.wording import amount, span
+from causalprune.analysis.wording import amount, name_of, span
 
-__all__ = ["at_most", "covariates_of", "found", "only", "refused", "said", "step_of"]
+__all__ = [
+    "at_most",
+    "covariates_of",
+    "curve_finding",
+    "found",
+    "only",
+    "refused",
+    "said",
+    "step_of",
+]
 
 
 def step_of(treatment: str) -> float:
@@ -92,6 +101,26 @@ def found(
         n_clusters,
         sentence,
     )
+
+
+def curve_finding(contrast: Contrast, treatment: str, outcome: str) -> Finding:
+    """Return a contrast of the least-squares curve as a finding."""
+    moved = f"{name_of(treatment)} {contrast.start:g} to {contrast.end:g}"
+    estimator = "least squares, spline, clustered"
+    if contrast.reason:
+        return refused(
+            "dose-response", moved, estimator, contrast.reason, outcome=outcome, n_clusters=0
+        )
+    doubt = "; not to be told from none" if contrast.low <= 0 <= contrast.high else ""
+    sentence = (
+        f"{name_of(outcome)}, {moved}: {amount(outcome, contrast.effect)} (95 % interval "
+        f"{span(outcome, contrast.low, contrast.high)}{doubt}), by least squares within the "
+        f"design's blocks; {contrast.clusters} networks."
+    )
+    return Finding(
+        "dose-response", moved, estimator, contrast.effect, contrast.low, contrast.high,
+        outcome, contrast.clusters, sentence,
+    )  # fmt: skip
 
 
 def refused(

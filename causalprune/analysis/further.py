@@ -37,6 +37,7 @@ def further_findings(
     advance: Callable[[], None] = lambda: None,
     *,
     adjustment: Sequence[str] = (),
+    contrasts: Sequence[tuple[float, float]] | None = None,
 ) -> tuple[Finding, ...]:
     """Ask every estimator beside the main one that the table and the outcome give sense to.
 
@@ -57,6 +58,8 @@ def further_findings(
         Called `STEPS` times, for a progress bar.
     adjustment : sequence of str
         Columns that the graph asks for; needed where nothing was assigned.
+    contrasts : sequence of (start, end), optional
+        Of the treatment, for LinearDML; by default each level with the smallest.
 
     Returns
     -------
@@ -77,7 +80,7 @@ def further_findings(
     """
     begin = time.monotonic()
     listed: list[Finding] = []
-    steps = list(_steps(trials, treatment, outcome, seed, adjustment))
+    steps = list(_steps(trials, treatment, outcome, seed, adjustment, contrasts))
     for question, ask in steps:
         if time.monotonic() - begin >= time_budget_s:
             reason = "Left out: the time given to the analysis was spent."
@@ -98,7 +101,12 @@ def _without(question: str, reason: str, outcome: str, trials: Trials) -> Findin
 
 
 def _steps(
-    trials: Trials, treatment: str, outcome: str, seed: int, adjustment: Sequence[str]
+    trials: Trials,
+    treatment: str,
+    outcome: str,
+    seed: int,
+    adjustment: Sequence[str],
+    contrasts: Sequence[tuple[float, float]] | None,
 ) -> Iterator[Step]:
     """Yield each question with the way to ask it, the cheapest first."""
     table = (trials, treatment, outcome)
@@ -108,7 +116,10 @@ def _steps(
         yield "target to achieved", lambda: instrument(trials, outcome, adjustment=adjustment)
     if outcome.startswith(TIMED):
         yield "through MACs and memory", lambda: mediation(*table, seed=seed)
-    yield "dose-response", lambda: double_ml(*table, seed=seed, adjustment=adjustment)
+    yield (
+        "dose-response",
+        lambda: double_ml(*table, seed=seed, adjustment=adjustment, contrasts=contrasts),
+    )
     if "method" in trials.frame:
         yield "method", lambda: method_effects(*table, seed=seed)
     yield (

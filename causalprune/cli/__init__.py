@@ -27,7 +27,7 @@ from causalprune.cli.counterfactual_command import counterfactual
 from causalprune.cli.prune_command import prune
 from causalprune.cli.score_command import score
 from causalprune.cli.study_command import study
-from causalprune.errors import CausalPruneError, OutputExistsError
+from causalprune.errors import CausalPruneError, InvalidArgumentError, OutputExistsError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,6 +178,10 @@ def analyze(
         Path | None,
         typer.Option(help="File of your own causal graph: .gml, or lines 'ratio -> latency_ms'."),
     ] = None,
+    contrast: Annotated[
+        list[str] | None,
+        typer.Option(help="Move of the treatment to tell the effect of, such as 0.3:0.7."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the refuters.")] = 0,
     time_budget_s: Annotated[
         float, typer.Option("--time-budget", help="Seconds for what stands beside the main effect.")
@@ -197,6 +201,7 @@ def analyze(
             outcome,
             preset=preset,
             graph=read_graph(graph) if graph is not None else None,
+            contrasts=_pairs(contrast) if contrast else None,
             seed=seed,
             progress=on_terminal(),
             time_budget_s=time_budget_s,
@@ -204,6 +209,19 @@ def analyze(
         if save is not None:
             result.save(save)
     print(result.summary(line_width()))
+
+
+def _pairs(texts: list[str]) -> list[tuple[float, float]]:
+    pairs = []
+    for text in texts:
+        try:
+            start, end = map(float, text.split(":"))
+        except ValueError as error:
+            raise InvalidArgumentError(
+                f"contrast: expected START:END, such as 0.3:0.7, got {text!r}"
+            ) from error
+        pairs.append((start, end))
+    return pairs
 
 
 @app.command()

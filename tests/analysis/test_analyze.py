@@ -305,3 +305,31 @@ def test_a_result_asks_further_questions_of_its_own_table(tmp_path, monkeypatch)
     assert asked[0][0] is result.table
     assert asked[0][1] == {"seed": 0, "ratio": 0.5, "method": "l1"}
     assert asked[1] == ("other.csv", {"seed": 0, "ratio": 0.5})
+
+
+def test_contrasts_that_were_asked_for():
+    table = simulate(7, checkpoints=8)
+    asked = [(0.4, 0.9), (0.5, 0.7), (0.9, 0.2), (0.2, 0.95)]
+    result = analysis.analyze(table, n_simulations=0, contrasts=asked, time_budget_s=60)
+    own = [item for item in result.findings if "least squares, spline" in item.estimator]
+    double = [item for item in result.findings if item.estimator.startswith("LinearDML")]
+    names = ["prune ratio 0.4 to 0.9", "prune ratio 0.5 to 0.7", "prune ratio 0.9 to 0.2"]
+    for listed in (own, double):
+        assert [item.contrast for item in listed[:3]] == names
+        assert "0.95 lies outside" in listed[3].reason and math.isnan(listed[3].effect)
+        for item, (start, end) in zip(listed[:3], asked, strict=False):
+            truth = true_loss(end) - true_loss(start)
+            assert abs(item.effect - truth) < 0.2 * abs(truth)
+        assert listed[2].high < 0
+    assert [item.end for item in result.contrasts] == list(RATIOS[1:])
+
+
+@pytest.mark.parametrize("wrong", [[], [0.3], [(0.3, 0.3)], [(0.3, float("nan"))], "0.3:0.7", 3])
+def test_contrasts_are_pairs(wrong):
+    with pytest.raises(InvalidArgumentError, match="contrasts: expected pairs"):
+        analyze(simulate(1), contrasts=wrong)
+
+
+def test_the_preset_takes_no_contrasts():
+    with pytest.raises(InvalidArgumentError, match="contrasts: preset='iisc'"):
+        analyze(simulate(1), preset="iisc", contrasts=[(0.3, 0.7)])

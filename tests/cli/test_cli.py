@@ -118,6 +118,14 @@ def test_analyze_takes_a_graph_of_ones_own(finished: tuple[Path, str], tmp_path:
     assert "cycle" in _refused("analyze", str(out), "--graph", str(graph))
 
 
+def test_analyze_answers_contrasts(finished: tuple[Path, str]) -> None:
+    out, _ = finished
+    result = _run("analyze", str(out), "--contrast", "0:0.7", "--time-budget", "0")
+    assert result.exit_code == 0, result.output
+    assert "prune ratio 0 to 0.7: " in result.output
+    assert "'0.3-0.7'" in _refused("analyze", str(out), "--contrast", "0.3-0.7")
+
+
 def test_report_does_not_overwrite(finished: tuple[Path, str], tmp_path: Path) -> None:
     out, _ = finished
     _refused("report", str(out))
