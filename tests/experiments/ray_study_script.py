@@ -122,7 +122,7 @@ def main(folder: Path) -> dict[str, Any]:
     seen["interrupted counts"] = counts(study)
     before = study.status().finished
     free = ray.available_resources
-    seen["nodes are free again"] = within(20, lambda: free().get("CPU") == 2)
+    seen["nodes are free again"] = within(90, lambda: free().get("CPU") == 2)
     killed = when(in_the_middle, kill_second)
     seen["after"] = error_of(run)
     killed.join(5)
