@@ -93,7 +93,7 @@ def drawn(units: pd.DataFrame, arm: Arm, seed: int) -> pd.DataFrame:
     return table
 
 
-def trial(units: pd.DataFrame, arm: Arm, seed: int) -> dict[str, float]:
+def trial(units: pd.DataFrame, arm: Arm, seed: int) -> dict[str, Any]:
     truth, top = units["truth"].to_numpy(), units["size"] >= units["size"].quantile(1 - TOP)
     large = np.abs(truth) >= np.quantile(np.abs(truth), 1 - TOP)
     found = unit_effects(drawn(units, arm, seed), seed=seed, **arm.options)
@@ -108,6 +108,7 @@ def trial(units: pd.DataFrame, arm: Arm, seed: int) -> dict[str, float]:
         "mean": found.whole.mean,
         "covered": found.whole.low <= truth.mean() <= found.whole.high,
         "layers": float(np.mean(layers)),
+        "by layer": layers,
         "layer width": float(np.mean([r.high - r.low for r in found.layers])),
         "units": float(inside[guessed].mean()),
         "top units": float(inside[top].mean()),
@@ -130,21 +131,24 @@ def estimates(units: pd.DataFrame, outcome: str, seeds: int) -> list[str]:
         f"{units['size'].corr(units['truth'].abs(), 'spearman'):.2f}.",
         "",
         "| sample and estimator | sd of the mean / truth | bias / sd | variance, uniform plain = 1 "
-        "| coverage of the mean | of layers' means | width of layers' | coverage of predicted "
-        f"units (90 %) | top {TOP:.0%} by cheap score | largest {TOP:.0%} by true effect | "
+        "| coverage of the mean | of layers' means | of the worst layer's | width of layers' "
+        f"| coverage of predicted units (90 %) | top {TOP:.0%} by cheap score "
+        f"| largest {TOP:.0%} by true effect | "
         "median width of units' | no finite interval | cost / exact |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     reference = None
     for arm in ARMS:
         rows = pd.DataFrame([trial(units, arm, seed) for seed in range(seeds)])
+        by_layer = np.mean(rows.pop("by layer").tolist(), axis=0)
         spread, mean = float(rows["mean"].std()), rows.mean()
         reference = spread if reference is None else reference
         lines.append(
             f"| {arm.name} | {spread / abs(truth):.1%} | {(mean['mean'] - truth) / spread:+.2f} | "
             f"1/{(reference / spread) ** 2:.1f} | {mean['covered']:.0%} | {mean['layers']:.1%} | "
-            f"{mean['layer width']:.2g} | {mean['units']:.1%} | {mean['top units']:.1%} | "
-            f"{mean['large units']:.1%} | {mean['unit width']:.2g} | {mean['infinite']:.1%} | "
+            f"{by_layer.min():.0%} | {mean['layer width']:.2g} | {mean['units']:.1%} | "
+            f"{mean['top units']:.1%} | {mean['large units']:.1%} | "
+            f"{mean['unit width']:.2g} | {mean['infinite']:.1%} | "
             f"{mean['cost']:.0%} |"
         )
         print(lines[-1], flush=True)

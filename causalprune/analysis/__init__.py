@@ -30,7 +30,8 @@ from causalprune.analysis.results import (
     load_analyses,
     save_analyses,
 )
-from causalprune.analysis.unit_effects import LayerMean, UnitEffects, unit_effects
+from causalprune.analysis.unit_effects import UnitEffects, unit_effects
+from causalprune.analysis.unit_means import LayerMean
 
 __all__ = [
     "AnalysisResult",

@@ -9,52 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from causalprune.analysis.results import Finding
 from causalprune.analysis.unit_conformal import conformal_half_widths, size_strata
+from causalprune.analysis.unit_means import LayerMean, Means
 from causalprune.analysis.unit_regression import FEWEST_UNITS, cross_fitted
 from causalprune.analysis.unit_samples import Array, UnitSample, read_units
 from causalprune.errors import InvalidArgumentError, UnknownNameError
 
-Truth = NDArray[np.bool_]
-
 ESTIMATORS = ("aipw", "weighted")
 
-# What a layer's variance has in degrees of freedom from the other layers' residuals.
-PRIOR_DEGREES = 3.0
-
-
-@dataclass(frozen=True)
-class LayerMean:
-    """Mean effect of removing one unit of a layer, each alone.
-
-    Attributes
-    ----------
-    layer : str
-        Empty for the whole network.
-    n_units, n_ablated : int
-    mean, low, high : float
-        Over the layer's units, on the images of the table; the interval is for the units that
-        were not ablated.
-
-    Examples
-    --------
-    >>> LayerMean("conv1", 10, 4, 0.02, 0.01, 0.03).total
-    0.2
-    """
-
-    layer: str
-    n_units: int
-    n_ablated: int
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def total(self) -> float:
-        """Sum of the units' effects: what removing each *alone* comes to, not all together."""
-        return self.mean * self.n_units
+_STANDS_OUT = (
+    " The interval is as wide as one more unit could make it that was not ablated and stands out "
+    "as much as the most unusual one that was."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +93,8 @@ class UnitEffects:
                 n_clusters=1,
                 sentence=f"Removing one unit of {row.layer} alone changes {self.outcome} by "
                 f"{row.mean:.4g} on average over its {row.n_units} units, on these images; "
-                "removing several together is another question.",
+                "removing several together is another question."
+                + (_STANDS_OUT if row.heavy_tailed else ""),
             )
             for row in self.layers
         )
@@ -156,10 +125,12 @@ def unit_effects(
 
     is unbiased over the sampling whatever the regression is worth (augmented inverse probability
     weighting; in survey sampling, the difference estimator). Its variance is estimated from the
-    residuals (Hajek's approximation for unequal probabilities); a layer's is at least what the
-    residuals of all layers say, taken in proportion to size, because a layer has few ablated
-    units. An interval cannot know of a unit that does far more than its features say and was not
-    drawn: where a layer has one, it is too narrow.
+    residuals (Hajek's approximation for unequal probabilities). A layer has few ablated units, so
+    its variance is at least what the residuals of all layers say, taken in proportion to size,
+    and what all its own say, those of units that were certain included. Effects have heavy tails:
+    an interval also reaches at least as far as one more unit would move the mean that was not
+    ablated and is as unusual for its size as the most unusual one that was. It cannot know of one
+    that is more unusual still and was not drawn; ``least_chance`` says how easily that happens.
 
     Single units get Mondrian conformal intervals
     (:func:`causalprune.analysis.unit_conformal.conformal_half_widths`); those that were ablated
@@ -222,8 +193,10 @@ def unit_effects(
     sample = read_units(table, outcome, features)
     predicted = cross_fitted(sample, regression, folds, seed)
     own = predicted if estimator == "aipw" else np.zeros(len(predicted))
-    means = _Means(sample, own, estimator == "weighted", confidence)
-    codes = range(len(sample.layer_names))
+    means = Means(sample, own, estimator == "weighted", confidence)
+    layers = tuple(
+        means.of(sample.layers == code, name) for code, name in enumerate(sample.layer_names)
+    )
     return UnitEffects(
         outcome,
         estimator,
@@ -231,11 +204,11 @@ def unit_effects(
         confidence,
         unit_confidence,
         _units(sample, predicted, strata, unit_confidence),
-        tuple(means.of(sample.layers == code, sample.layer_names[code]) for code in codes),
+        layers,
         means.of(np.ones(len(own), dtype=bool), ""),
         _sum(sample.frame, "cost"),
         _exact_cost(sample.frame),
-        _notes(sample, regression),
+        _notes(sample, regression, layers),
     )
 
 
@@ -247,69 +220,6 @@ def _check(estimator: str, confidence: float, unit_confidence: float, folds: int
             raise InvalidArgumentError(f"{name}: expected a number in (0, 1), got {value!r}")
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
         raise InvalidArgumentError(f"folds: expected an integer of at least 2, got {folds!r}")
-
-
-class _Means:
-    """Means of any set of units, with intervals that share what residuals say of size."""
-
-    def __init__(self, sample: UnitSample, predicted: Array, ratio: bool, confidence: float):
-        self._sample, self._predicted, self._ratio = sample, predicted, ratio
-        self._confidence = confidence
-        self._residual = np.where(sample.ablated, sample.effect - predicted, 0.0)
-        relative = self._residual / sample.scale
-        drawn = sample.drawn
-        odds = (1 - sample.probability) / sample.probability
-        # Mean squared residual in units of size, of the units that were not ablated.
-        weight = np.where(drawn, odds, 0.0)
-        self._spread = float(np.average(relative**2, weights=weight)) if drawn.any() else math.nan
-        self._modelled = self._spread * sample.scale**2 * odds
-
-    def of(self, inside: Truth, layer: str) -> LayerMean:
-        sample, n_units = self._sample, int(inside.sum())
-        ablated, drawn = inside & sample.ablated, inside & sample.drawn
-        weight = np.where(ablated, 1 / sample.probability, 0.0)
-        correction = float((weight * self._residual).sum())
-        residual = self._residual
-        if self._ratio:
-            # Without predictions, the weights' own sum instead of the number of units.
-            reached = float(weight.sum())
-            mean = correction / reached if reached > 0 else math.nan
-            residual = np.where(sample.ablated, residual - mean, 0.0)
-            shift = 0.0
-        else:
-            shift = float(self._predicted[inside].sum())
-            mean = (shift + correction) / n_units
-        if (ablated == inside).all():
-            return LayerMean(layer, n_units, n_units, mean, mean, mean)
-        variance, degrees = self._variance(inside, drawn, residual)
-        from scipy.stats import t
-
-        half = float(t.ppf((1 + self._confidence) / 2, degrees)) * math.sqrt(variance) / n_units
-        return LayerMean(layer, n_units, int(ablated.sum()), mean, mean - half, mean + half)
-
-    def _variance(self, inside: Truth, drawn: Truth, residual: Array) -> tuple[float, float]:
-        """Variance of the total's error, and its degrees of freedom."""
-        n, everyone = int(drawn.sum()), int(self._sample.drawn.sum())
-        modelled = float(self._modelled[inside].sum())
-        if n < 2:
-            return modelled, max(1.0, everyone - 1.0)
-        chance = self._sample.probability[drawn]
-        share = (1 - chance) * n / (n - 1)
-        expanded = residual[drawn] / chance
-        terms = share * (expanded - np.average(expanded, weights=share)) ** 2
-        own, degrees = float(terms.sum()), _degrees(terms, n - 1)
-        if n == everyone or self._ratio:
-            return own, degrees
-        # A layer's few residuals often miss its large ones: what all layers say is the least.
-        return max(own, modelled), min(degrees + PRIOR_DEGREES, everyone - 1.0)
-
-
-def _degrees(terms: Array, most: int) -> float:
-    """Satterthwaite's degrees of freedom of a sum of squares: fewer where the tail is heavy."""
-    if not terms.any():
-        return float(most)
-    kurtosis = len(terms) * float((terms**2).sum()) / float(terms.sum()) ** 2
-    return float(np.clip(2 * len(terms) / max(kurtosis - 1, 1e-12), 1, most))
 
 
 def _units(
@@ -353,7 +263,7 @@ def _exact_cost(frame: pd.DataFrame) -> float:
     return _sum(frame, "cost_ablation") + images
 
 
-def _notes(sample: UnitSample, regression: str) -> tuple[str, ...]:
+def _notes(sample: UnitSample, regression: str, layers: Sequence[LayerMean]) -> tuple[str, ...]:
     n_drawn, n_ablated = int(sample.drawn.sum()), int(sample.ablated.sum())
     notes = []
     if n_drawn < 2 and n_ablated < len(sample.ablated):
@@ -365,5 +275,14 @@ def _notes(sample: UnitSample, regression: str) -> tuple[str, ...]:
         notes.append(
             f"{n_ablated} ablated units are too few for a regression: effects are taken to be in "
             "proportion to the size"
+        )
+    heavy = [row for row in layers if row.heavy_tailed]
+    if heavy:
+        chance = min(row.least_chance for row in heavy)
+        notes.append(
+            f"in {len(heavy)} of {len(layers)} layers single units stand out from what is "
+            "predicted of their size: intervals allow for one more such unit in each, not for a "
+            "more unusual one, which goes unseen if it is not ablated; the smallest chance to be "
+            f"ablated was {chance:.1%}"
         )
     return tuple(notes)

@@ -105,7 +105,8 @@ def read_units(
 def _frame(table: pd.DataFrame | str | Path) -> pd.DataFrame:
     if isinstance(table, (str, Path)):
         try:
-            table = pd.read_csv(table)
+            # As exact as it was written.
+            table = pd.read_csv(table, float_precision="round_trip")
         except (OSError, ValueError) as error:
             raise RecordError(f"table: expected a CSV of units, got {error}") from error
     if not isinstance(table, pd.DataFrame):

@@ -48,6 +48,38 @@ def test_intervals_of_layers_cover(results) -> None:
     assert 0.92 <= np.mean(hits) <= 1.0
 
 
+def test_a_unit_that_stands_out_widens_intervals_it_may_have_company_in() -> None:
+    # One is always seen, at the top of fc; one like it hides in conv2 and is drawn now and then.
+    units, size = UNITS.copy(), UNITS["score_path"]
+    seen = size[units["layer"] == "fc"].idxmax()
+    others = size[units["layer"] == "conv2"].sort_values().index
+    hidden = others[len(others) // 2]
+    units.loc[[seen, hidden], "truth"] = size[[seen, hidden]] * [30.0, 25.0]
+    truth = units.groupby("layer")["truth"].mean()["conv2"]
+    tables = [simulated_units.drawn(units, seed, sample=0.45) for seed in range(40)]
+    found = [unit_effects(table, seed=seed) for seed, table in enumerate(tables)]
+    rows = [row for each in found for row in each.layers if row.layer == "conv2"]
+    assert 5 < sum(table["ablated"][hidden] for table in tables) < 35
+    # 40 % without the allowance.
+    assert np.mean([covers(row.low, row.high, truth) for row in rows]) >= 0.9
+    heavy = [each for each in found if any(row.heavy_tailed for row in each.layers)]
+    assert all("stand out" in " ".join(each.notes) for each in heavy) and heavy
+    told = [f.sentence for each in heavy for f in each.findings()]
+    assert any("the most unusual one" in sentence for sentence in told)
+
+
+def test_units_that_were_certain_tell_how_unusual_their_layer_is() -> None:
+    units = UNITS.copy()
+    units.loc[:15, "layer"] = "stem"
+    units.loc[:15, "truth"] *= 12  # nothing in the features says so
+    truth = units.groupby("layer")["truth"].mean()["stem"]
+    found = [unit_effects(simulated_units.drawn(units, k, 0.3, 0.05), seed=k) for k in range(40)]
+    rows = [each.layers[0] for each in found]
+    assert np.mean([covers(row.low, row.high, truth) for row in rows]) >= 0.9
+    # And not by the allowance for a single unit alone.
+    assert np.mean([row.high - row.mean > 1.001 * row.hidden for row in rows]) > 0.5
+
+
 def test_conformal_intervals_cover_in_every_stratum(results) -> None:
     rows = pd.concat([r.units.assign(truth=TRUTH) for _, r in results])
     rows = rows[rows["source"] == "predicted"]
