@@ -131,7 +131,7 @@ class Means:
         """Variances of the total's error, each with its degrees of freedom."""
         n, everyone = int(drawn.sum()), int(self._sample.drawn.sum())
         most, lever = max(1.0, everyone - 1.0), float(self._lever[inside].sum())
-        found = []
+        modelled, found = float(self._square) * lever, []
         if n >= 2:
             chance = self._sample.probability[drawn]
             share = (1 - chance) * n / (n - 1)
@@ -140,9 +140,10 @@ class Means:
             own, degrees = float(terms.sum()), _degrees(terms, n - 1)
             if n == everyone or self._ratio:
                 return [(own, degrees)]
-            found.append((own, min(degrees + PRIOR_DEGREES, most)))
-        # A layer's few residuals often miss its large ones: what all layers say is the least.
-        found.append((float(self._square) * lever, most))
+            # A layer's few residuals often miss its large ones: what all layers say is the least.
+            found.append((max(own, modelled), min(degrees + PRIOR_DEGREES, most)))
+        else:
+            found.append((modelled, most))
         if not self._ratio:
             # Units that were certain say nothing of the others' mean, but how unusual the layer's
             # are for their size; mean absolute residuals, so that a single one does not decide.
