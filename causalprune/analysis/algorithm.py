@@ -33,6 +33,7 @@ from causalprune.analysis.tables import (
     read_table,
     thinned,
 )
+from causalprune.analysis.unit_analysis import analyze_unit_tables, recognised
 from causalprune.analysis.wording import derivative
 from causalprune.errors import InvalidArgumentError, UnknownNameError
 
@@ -82,7 +83,10 @@ def analyze(
     table : DataFrame, Study or path
         One row a trial (10,000 are drawn where there are more): a frame, which is never
         changed, a study, the folder of a study or of a run, or a ``.csv`` or ``.parquet`` with
-        named columns. Needs the treatment, the outcome and ``checkpoint`` (which network a trial
+        named columns. A table of units (:func:`causalprune.scoring.unit_table`), a
+        :class:`causalprune.scoring.MaskTable` and the folder of ``causalprune units`` are known
+        by their columns: the result's findings are then effects by layer, without refuters. Of
+        trials, needs the treatment, the outcome and ``checkpoint`` (which network a trial
         started from); ``status``, ``assignment`` and the design columns are used where present.
     treatment : str
         Numeric column that causes the outcome in the graph, usually ``"ratio"``.
@@ -145,6 +149,16 @@ def analyze(
     ()
     """
     _check_arguments(treatment, outcome, preset, thresholds, seed, n_simulations, time_budget_s)
+    of_units = recognised(table)
+    if of_units is not None:
+        if preset is not None or graph is not None or contrasts is not None:
+            raise InvalidArgumentError(
+                "preset, graph, contrasts: expected None for a table of units or masks, whose "
+                "design is known"
+            )
+        # The default is a column of trials.
+        column = "effect" if outcome == "accuracy_loss" else outcome
+        return analyze_unit_tables(of_units, column, seed=seed, time_budget_s=time_budget_s)
     for name, given in (("graph", graph), ("contrasts", contrasts)):
         if preset is not None and given is not None:
             raise InvalidArgumentError(f"{name}: preset={preset!r} has its own; expected None")

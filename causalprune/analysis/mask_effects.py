@@ -194,8 +194,30 @@ def read_masks(table: pd.DataFrame, treatments: pd.DataFrame) -> MaskDesign:
     )
 
 
-def without_treatment(design: MaskDesign, layer: str, seed: int, folds: int = 5) -> Array:
-    """Outcome [R] predicted without the layer's own masks, from a fit on other images."""
+def one_more_unit(
+    table: pd.DataFrame, treatments: pd.DataFrame, *, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """Effect of removing one more unit of any layer, while others are missing, with its interval.
+
+    The slope of the outcome on the number of units removed, by the estimator ``"dml"`` of
+    :func:`mask_effects`: the mean of the units' values, weighted by ``q (1 - q)``.
+    """
+    from scipy.stats import t
+
+    design = read_masks(table, treatments)
+    layers = design.treatments[design.treatments["unit"] == -1]
+    deviation = np.zeros(len(design.outcome))
+    for column, n_units in zip(layers["column"], layers["n_units"], strict=True):
+        deviation += n_units * design.deviations(column)
+    residual = design.outcome - without_treatment(design, None, seed)
+    slope, score = residual_slope(residual, deviation)
+    quantile = float(t.ppf((1 + confidence) / 2, design.n_images - 1))
+    half = quantile * clustered_error(score, design)
+    return slope, slope - half, slope + half
+
+
+def without_treatment(design: MaskDesign, layer: str | None, seed: int, folds: int = 5) -> Array:
+    """Outcome [R] predicted without the masks of a layer (None: any), from other images' rows."""
     features = covariates(design, layer)
     fold = np.random.default_rng(seed).permutation(design.n_images)[design.image] % folds
     predicted = np.zeros(len(features))
@@ -215,8 +237,8 @@ def _ridge(features: Array, outcome: Array, wanted: Array) -> Array:
     return np.asarray(outcome.mean() + (wanted - centre) / spread @ slopes)
 
 
-def covariates(design: MaskDesign, layer: str) -> Array:
-    """Return [R, F] what is independent of the layer's own masks: image and other layers."""
+def covariates(design: MaskDesign, layer: str | None) -> Array:
+    """Return [R, F] what a layer's masks (None: any) do not change: image, other layers."""
     totals = np.bincount(design.image, design.outcome)
     counts = np.bincount(design.image)
     whole = design.frame["outcome_whole"].to_numpy(dtype=np.float64)
@@ -225,8 +247,9 @@ def covariates(design: MaskDesign, layer: str) -> Array:
     others = np.where(
         rest > 0, (totals[design.image] - design.outcome) / np.maximum(rest, 1), whole
     )
-    layers = design.treatments.query("unit == -1 and layer != @layer")["column"]
-    return np.column_stack([whole, others, design.frame[list(layers)].to_numpy(dtype=np.float64)])
+    others_of = design.treatments.query("unit == -1 and layer != @layer")["column"]
+    layers = [] if layer is None else list(others_of)
+    return np.column_stack([whole, others, design.frame[layers].to_numpy(dtype=np.float64)])
 
 
 def residual_slope(residual: Array, deviation: Array) -> tuple[float, Array]:

@@ -33,6 +33,8 @@ class UnitEffects:
     ----------
     outcome : str
         Column that was analysed.
+    measured : str
+        What its numbers are changes of, in words.
     estimator, regression : str
     confidence, unit_confidence : float
         Levels of the layers' intervals and of the single units'.
@@ -50,6 +52,7 @@ class UnitEffects:
     """
 
     outcome: str
+    measured: str
     estimator: str
     regression: str
     confidence: float
@@ -70,13 +73,28 @@ class UnitEffects:
         """What was found, in words."""
         found = self.whole
         text = (
-            f"removing one unit changes {self.outcome} by {found.mean:.4g} on average "
+            f"removing one unit changes {self.measured} by {found.mean:.4g} on average "
             f"({self.confidence:.0%} interval {found.low:.4g} to {found.high:.4g}), from "
             f"{found.n_ablated} of {found.n_units} units ablated"
         )
         if math.isfinite(self.cost) and self.cost_exact > 0:
             text += f", at {self.cost / self.cost_exact:.0%} of the cost of ablating all"
         return text
+
+    @property
+    def coverage(self) -> str:
+        """What the intervals of single units promise, in words."""
+        guessed = self.units[self.units["source"] == "predicted"]
+        if guessed.empty:
+            return "every unit was ablated: nothing is predicted"
+        endless = int((~np.isfinite(guessed["high"])).sum())
+        text = (
+            f"of {len(self.units)} units {len(self.units) - len(guessed)} are exact and "
+            f"{len(guessed)} are predicted; the conformal intervals of these hold for "
+            f"{self.unit_confidence:.0%} of the units in each of {guessed['stratum'].nunique()} "
+            "strata, not for each unit by itself"
+        )
+        return text + (f"; {endless} have no finite interval" if endless else "")
 
     def findings(self) -> tuple[Finding, ...]:
         """Return the layers' means as findings, for a report."""
@@ -89,9 +107,9 @@ class UnitEffects:
                 row.mean,
                 row.low,
                 row.high,
-                outcome=self.outcome,
+                outcome=self.measured,
                 n_clusters=1,
-                sentence=f"Removing one unit of {row.layer} alone changes {self.outcome} by "
+                sentence=f"Removing one unit of {row.layer} alone changes {self.measured} by "
                 f"{row.mean:.4g} on average over its {row.n_units} units, on these images; "
                 "removing several together is another question."
                 + (_STANDS_OUT if row.heavy_tailed else ""),
@@ -199,6 +217,7 @@ def unit_effects(
     )
     return UnitEffects(
         outcome,
+        _measured(sample.frame, outcome),
         estimator,
         regression,
         confidence,
@@ -252,6 +271,14 @@ def _units(
             "stratum": codes,
         }
     )
+
+
+def _measured(frame: pd.DataFrame, outcome: str) -> str:
+    """Say what a column holds changes of: the table knows what was measured."""
+    name = str(frame["measured"].iloc[0]) if "measured" in frame else ""
+    if outcome == "importance":
+        return f"{name or 'the outcome'} (absolute change)"
+    return name if name and outcome == "effect" else outcome
 
 
 def _sum(frame: pd.DataFrame, name: str) -> float:

@@ -24,6 +24,13 @@ NAMES = {
 }
 
 
+OF_UNITS = {
+    "units": "Removing one unit alone",
+    "masks": "With other units missing at random, removing one more unit",
+}
+"""What was done where no trials were analysed but units or random masks, by preset."""
+
+
 def name_of(column: str) -> str:
     """Return a column name as a reader would say it."""
     return NAMES.get(column, column.replace("_", " "))
@@ -94,6 +101,11 @@ def headline(result: AnalysisResult) -> str:
     if not result.estimable:
         return f"The effect of {name_of(result.treatment)} could not be estimated: {result.reason}"
     low, high = result.interval
+    if result.preset in OF_UNITS:
+        return (
+            f"{OF_UNITS[result.preset]} changes the {name_of(outcome)} by {amount(outcome, value)} "
+            f"on average ({interval_words(result.interval_kind)} {span(outcome, low, high)})."
+        )
     known = math.isfinite(low) and math.isfinite(high)
     interval = f" (95 % interval {span(outcome, low, high)})" if known else ""
     verb = "raises" if value > 0 else "lowers" if value < 0 else "leaves unchanged"
@@ -121,6 +133,11 @@ def headline(result: AnalysisResult) -> str:
     if known and value < 0:
         interval = f" (95 % interval {span(outcome, -high, -low)})"
     return f"{cause} {verb} the {name_of(outcome)} by {amount(outcome, abs(value))}{interval}."
+
+
+def interval_words(kind: str) -> str:
+    """Return the level that the kind of an interval begins with, as "95 % interval"."""
+    return f"{kind.partition(',')[0]} interval"
 
 
 def _flipped(result: AnalysisResult) -> str:

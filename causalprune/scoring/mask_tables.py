@@ -31,7 +31,8 @@ class MaskTable:
     treatments : DataFrame
         One row a treatment: ``column`` in `frame`, ``layer``, ``unit`` (-1: the fraction of the
         layer's units that is removed), ``n_units`` (1, or the layer's), ``mean`` and ``variance``
-        of the treatment as it was drawn. Of a unit's 0/1 column the mean is its known propensity.
+        of the treatment as it was drawn, and ``measured``, the outcome's name. Of a unit's 0/1
+        column the mean is its known propensity.
     """
 
     frame: pd.DataFrame
@@ -101,7 +102,9 @@ def mask_table(
             rows.append((name, layer, unit, 1, q[unit], spread[unit]))
     frame = pd.concat([scores.tables["design"], pd.DataFrame(columns)], axis=1)
     names = ["column", "layer", "unit", "n_units", "mean", "variance"]
-    return MaskTable(frame, pd.DataFrame(rows, columns=names))
+    treatments = pd.DataFrame(rows, columns=names)
+    treatments["measured"] = scores.outcome
+    return MaskTable(frame, treatments)
 
 
 def _wanted(

@@ -78,8 +78,8 @@ def unit_table(
         ``ablated``; of those that were, ``effect`` (mean over the images of Y_do - Y),
         ``se`` (its standard error over images) and ``importance`` (mean of abs(Y_do - Y)), else
         NaN; ``n`` (images), ``cost`` (forward-equivalents spent, cheap scores included) and
-        ``cost_ablation`` (what ablating the unit takes). ``frame.attrs["outcome"]`` names the
-        outcome.
+        ``cost_ablation`` (what ablating the unit takes); ``measured``, the outcome's name, as in
+        ``frame.attrs["outcome"]``.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def unit_table(
         model, again, "ablation", outcome, intervention=intervention, options={}, **common
     ) as (_, job):
         frame = _ablate(job, frame)
-    frame.attrs["outcome"] = wanted.name
+    frame["measured"] = frame.attrs["outcome"] = wanted.name
     return frame
 
 
