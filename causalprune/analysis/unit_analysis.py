@@ -18,6 +18,11 @@ from causalprune.analysis.unit_effects import UnitEffects, unit_effects
 from causalprune.errors import InvalidArgumentError, MissingDependencyError, RecordError
 
 __all__ = [
+    "ANALYSIS_FILE",
+    "AUDIT_FILE",
+    "EFFECTS_FILE",
+    "FACTS_FILE",
+    "LAYERS_FILE",
     "MASKS_FILE",
     "TREATMENTS_FILE",
     "UNITS_FILE",
@@ -27,10 +32,15 @@ __all__ = [
     "analyze_unit_tables",
     "analyze_units",
     "is_unit_folder",
+    "masked_layers",
     "recognised",
+    "with_masks",
 ]
 
-UNITS_FILE, MASKS_FILE, TREATMENTS_FILE = "units.csv", "masks.csv", "treatments.csv"
+# The folder that `causalprune units` writes.
+UNITS_FILE, EFFECTS_FILE, LAYERS_FILE = "units.csv", "effects.csv", "layers.csv"
+MASKS_FILE, TREATMENTS_FILE, AUDIT_FILE = "masks.csv", "treatments.csv", "audit.csv"
+ANALYSIS_FILE, FACTS_FILE = "analysis.json", "units.json"
 
 UNIT_COLUMNS = {
     "layer": "the unit's layer",
@@ -50,6 +60,8 @@ UNIT_COLUMNS = {
     "measured": "the outcome",
 }
 """What stands in the columns of a per-unit table."""
+
+WHILE_MISSING = "by layer, others removed too"
 
 _OF_UNITS = ("layer", "unit", "probability", "ablated")
 _OF_MASKS = ("image", "mask", "outcome", "outcome_whole")
@@ -137,9 +149,11 @@ def analyze_unit_tables(
         found.append(
             analyze_masks(tables.masks, tables.treatments, seed=seed, time_budget_s=time_budget_s)
         )
-    if len(found) < 2:
-        return found[0]
-    first, second = found
+    return found[0] if len(found) < 2 else with_masks(*found)
+
+
+def with_masks(first: AnalysisResult, second: AnalysisResult) -> AnalysisResult:
+    """Add to the analysis of a per-unit table that of random masks of the same network."""
     whole = Finding(
         "any layer, others removed too",
         "one more unit removed",
@@ -219,6 +233,16 @@ def analyze_masks(
         seed=seed,
         notes=tuple(notes),
         versions=_versions() if forests else {},
+    )
+
+
+def masked_layers(result: AnalysisResult) -> tuple[tuple[str, Finding], ...]:
+    """Return each layer with what removing one more of its units does while others are missing."""
+    found = [item for item in result.findings if item.question == WHILE_MISSING]
+    return tuple(
+        (item.contrast.removeprefix("one more unit of ").removesuffix(" removed"), item)
+        for item in found
+        if item.contrast.endswith(" removed") and item.estimator.startswith("random masks")
     )
 
 

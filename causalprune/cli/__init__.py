@@ -27,6 +27,7 @@ from causalprune.cli.counterfactual_command import counterfactual
 from causalprune.cli.prune_command import prune
 from causalprune.cli.score_command import score
 from causalprune.cli.study_command import study
+from causalprune.cli.units_command import units
 from causalprune.errors import CausalPruneError, InvalidArgumentError, OutputExistsError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ app.command()(score)
 app.command()(prune)
 app.command()(bench)
 app.command()(counterfactual)
+app.command()(units)
 app.add_typer(study)
 
 _QUICK: Mapping[str, Any] = {
