@@ -166,7 +166,7 @@ def with_masks(first: AnalysisResult, second: AnalysisResult) -> AnalysisResult:
     )
     return replace(
         first,
-        findings=(*first.findings, whole, *second.findings),
+        findings=(*first.findings, *second.findings, whole),
         notes=(*first.notes, *second.notes),
         versions={**first.versions, **second.versions},
     )

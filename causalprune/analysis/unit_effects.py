@@ -20,8 +20,8 @@ from causalprune.errors import InvalidArgumentError, UnknownNameError
 ESTIMATORS = ("aipw", "weighted")
 
 _STANDS_OUT = (
-    " The interval is as wide as one more unit could make it that was not ablated and stands out "
-    "as much as the most unusual one that was."
+    " One more unit that stands out as much as the network's most unusual one did, and was not "
+    "ablated, would move this by {:.4g}, out of the interval."
 )
 
 
@@ -98,21 +98,23 @@ class UnitEffects:
 
     def findings(self) -> tuple[Finding, ...]:
         """Return the layers' means as findings, for a report."""
-        how = "AIPW" if self.estimator == "aipw" else "weighted mean"
+        # Of one name for all layers, so that a report draws them below each other.
+        how = "AIPW of ablated units" if self.estimator == "aipw" else "weighted mean"
         return tuple(
             Finding(
                 "by layer",
                 f"one unit of {row.layer} removed",
-                f"{how} over {row.n_ablated} of {row.n_units} units",
+                how,
                 row.mean,
                 row.low,
                 row.high,
                 outcome=self.measured,
                 n_clusters=1,
                 sentence=f"Removing one unit of {row.layer} alone changes {self.measured} by "
-                f"{row.mean:.4g} on average over its {row.n_units} units, on these images; "
+                f"{row.mean:.4g} on average over its {row.n_units} units, of which "
+                f"{row.n_ablated} were ablated, on these images; "
                 "removing several together is another question."
-                + (_STANDS_OUT if row.heavy_tailed else ""),
+                + (_STANDS_OUT.format(row.hidden) if row.heavy_tailed else ""),
             )
             for row in self.layers
         )
@@ -147,8 +149,9 @@ def unit_effects(
     its variance is at least what the residuals of all layers say, taken in proportion to size,
     and what all its own say, those of units that were certain included. Effects have heavy tails:
     an interval also reaches at least as far as one more unit would move the mean that was not
-    ablated and is as unusual for its size as the most unusual one that was. It cannot know of one
-    that is more unusual still and was not drawn; ``least_chance`` says how easily that happens.
+    ablated and is as unusual in its layer as the most unusual one that was is in its own. It
+    cannot know of one that is more unusual still and was not drawn: ``hidden`` says what such a
+    unit would do, ``least_chance`` how easily it escapes.
 
     Single units get Mondrian conformal intervals
     (:func:`causalprune.analysis.unit_conformal.conformal_half_widths`); those that were ablated
@@ -307,9 +310,9 @@ def _notes(sample: UnitSample, regression: str, layers: Sequence[LayerMean]) -> 
     if heavy:
         chance = min(row.least_chance for row in heavy)
         notes.append(
-            f"in {len(heavy)} of {len(layers)} layers single units stand out from what is "
-            "predicted of their size: intervals allow for one more such unit in each, not for a "
-            "more unusual one, which goes unseen if it is not ablated; the smallest chance to be "
-            f"ablated was {chance:.1%}"
+            "a few units stand out from what is predicted of their size: one more like the most "
+            f"unusual of them, not ablated, would move the means of {len(heavy)} of {len(layers)} "
+            "layers out of their intervals; the smallest chance to be ablated there was "
+            f"{chance:.1%}"
         )
     return tuple(notes)

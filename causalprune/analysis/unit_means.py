@@ -32,8 +32,8 @@ class LayerMean:
         were not ablated.
     hidden : float
         By how much one more unit would move the mean that was not ablated and is as far from what
-        is predicted of its size as the most unusual of all ablated units; the interval reaches at
-        least so far. 0 where all units were ablated, NaN where it is not asked.
+        is predicted of its size as the most unusual of the network's ablated units. 0 where all
+        units were ablated, NaN where it is not asked.
     least_chance : float
         The smallest probability with which one of its units was to be ablated.
 
@@ -59,8 +59,12 @@ class LayerMean:
 
     @property
     def heavy_tailed(self) -> bool:
-        """Whether the interval is as wide as it is because of single units that stand out."""
-        return self.hidden > 0 and math.isclose(self.high - self.mean, self.hidden)
+        """Whether one more unit like the most unusual one would move the mean out of the interval.
+
+        Units of the network stand out so much then that an interval can only say what holds
+        unless one of them is hidden in this layer.
+        """
+        return self.hidden > self.high - self.mean
 
 
 class Means:
@@ -89,6 +93,14 @@ class Means:
         self._square = np.average(self._relative**2, weights=weight) if known else math.nan
         self._absolute = np.average(self._relative, weights=weight) if known else math.nan
         self._lever = sample.scale**2 * odds
+        spread = np.array(
+            [self._spread(sample.layers == code) for code in range(len(sample.layer_names))]
+        )
+        # How unusual the most unusual unit is for its layer, which may be unusual as a whole.
+        usual = spread[sample.layers]
+        self._unusual = float(
+            np.max(np.divide(self._relative, usual, where=usual > 0, out=np.zeros(len(usual))))
+        )
 
     def of(self, inside: Truth, layer: str) -> LayerMean:
         """Return the mean over the units `inside` [U], with its interval."""
@@ -109,9 +121,9 @@ class Means:
             return LayerMean(layer, n_units, n_units, mean, mean, mean, 0.0, chance)
         half, hidden = self._half_width(inside, drawn, residual) / n_units, math.nan
         if not self._ratio:
-            unseen = inside & ~sample.ablated
-            hidden = float(self._relative.max() * sample.scale[unseen].max()) / n_units
-            half = max(half, hidden)
+            one = float(sample.scale[inside & ~sample.ablated].max()) / n_units
+            hidden = float(self._relative.max()) * one
+            half = max(half, self._unusual * self._spread(inside) * one)
         return LayerMean(
             layer, n_units, int(ablated.sum()), mean, mean - half, mean + half, hidden, chance
         )
@@ -146,12 +158,17 @@ class Means:
             found.append((modelled, most))
         if not self._ratio:
             # Units that were certain say nothing of the others' mean, but how unusual the layer's
-            # are for their size; mean absolute residuals, so that a single one does not decide.
-            known = inside & self._sample.ablated
-            absolute = float(self._relative[known].sum()) + PRIOR_DEGREES * float(self._absolute)
-            spread = math.pi / 2 * (absolute / (known.sum() + PRIOR_DEGREES)) ** 2
-            found.append((spread * lever, min(float(known.sum()) + PRIOR_DEGREES, most)))
+            # are for their size. Of a normal variable, the square of which this is the mean.
+            square = math.pi / 2 * self._spread(inside) ** 2
+            known = float((inside & self._sample.ablated).sum())
+            found.append((square * lever, min(known + PRIOR_DEGREES, most)))
         return found
+
+    def _spread(self, inside: Truth) -> float:
+        """Mean absolute residual in units of size: no unit decides alone, few borrow of all."""
+        known = inside & self._sample.ablated
+        absolute = float(self._relative[known].sum()) + PRIOR_DEGREES * float(self._absolute)
+        return absolute / (float(known.sum()) + PRIOR_DEGREES)
 
 
 def _degrees(terms: Array, most: int) -> float:

@@ -189,7 +189,7 @@ def write(
         found.result.save(folder / ANALYSIS_FILE)
         described = {"columns": UNIT_COLUMNS, "machine": machine_info()}
         write_json(folder / FACTS_FILE, plain_json({**facts, **described}))
-        if with_report:
-            from causalprune.reports import report
+    if with_report:
+        from causalprune.reports import report
 
-            report(folder, folder / "report.html")
+        report(out, out / "report.html")

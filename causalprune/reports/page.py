@@ -15,7 +15,7 @@ from causalprune.errors import (
     OutputExistsError,
 )
 from causalprune.files import replace_file
-from causalprune.reports import listings, pruned_network, sections, story
+from causalprune.reports import listings, pruned_network, sections, story, unit_tables
 from causalprune.reports.class_losses import by_class
 from causalprune.reports.losses import losses
 from causalprune.reports.numbers import count
@@ -38,7 +38,7 @@ def report(
     analyses: Sequence[AnalysisResult] | AnalysisResult | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write one HTML page about a study, a run, a pruned network or scores.
+    """Write one HTML page about a study, a run, a pruned network, scores or a per-unit table.
 
     In the page: what pruning did, how sure that is, what is doubtful and what to do, in words;
     accuracy against removal by method, for each network; what shrank; what single classes lost,
@@ -53,9 +53,9 @@ def report(
     ----------
     source : Study, str, Path or DataFrame
         The folder of a study (or its ``study.db``), of a run, or of a pruned network (as
-        ``causalprune prune`` writes it); a ``.csv`` or ``.parquet``; the ``.npz`` of
-        ``Scores.save``; or a table (at least checkpoint, method, ratio, achieved_ratio,
-        accuracy_before, accuracy).
+        ``causalprune prune`` writes it), or of ``causalprune units``; a ``.csv`` or ``.parquet``;
+        the ``.npz`` of ``Scores.save``; or a table: of units, or of trials (at least checkpoint,
+        method, ratio, achieved_ratio, accuracy_before, accuracy).
     path : str or Path
         The page; written whole or not at all.
     analyses : AnalysisResult or sequence of them, optional
@@ -198,6 +198,7 @@ def _context(source: Source, results: list[AnalysisResult], problems: list[str])
         "versions": listings.versions(results),
         "command": listings.command(source.config) if source.kind == "run" else [],
         "pruned": None,
+        "audit": None,
     }
     return context | _particular(source, results, choices)
 
@@ -227,6 +228,17 @@ def _particular(
                 "stopped": pruned.trace.get("stopped", ""),
             },
         }
+    if source.units is not None:
+        units = source.units
+        return {
+            "title": unit_tables.headline(units),
+            "lead": unit_tables.lead(units),
+            "sure": unit_tables.sure(units),
+            "doubtful": unit_tables.doubts(units),
+            "limits": unit_tables.limits(units),
+            "config": listings.settings(unit_tables.settings(units)),
+            "audit": unit_tables.audit_table(units),
+        }
     if source.kind == "scores":
         scores = source.scores[0]
         return {
@@ -246,7 +258,7 @@ def _particular(
 
 
 def _counts(source: Source) -> str:
-    if source.kind == "scores":
+    if source.kind in ("scores", "units"):
         frame = source.scores[0].frame
         return f"{count(len(frame), 'unit')} · {count(frame['layer'].nunique(), 'layer')}"
     if source.pruned is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from causalprune.analysis import AnalysisResult, Finding
-from causalprune.analysis.wording import amount, name_of, p_text, span, unit_of
+from causalprune.analysis.wording import OF_UNITS, amount, name_of, p_text, span, unit_of
 from causalprune.reports import effect_figures, explanation_figure, figures, listings, story
 from causalprune.reports.graph_figure import causal_graph
 from causalprune.reports.score_tables import ScoreTable
@@ -98,6 +98,7 @@ def analysis(result: AnalysisResult) -> dict[str, Any]:
     iisc = result.preset == "iisc"
     return {
         "iisc": iisc,
+        "of_units": result.preset in OF_UNITS,
         "outcome": name_of(result.outcome),
         "headline": result.headline,
         "estimand": result.estimand,

@@ -18,6 +18,7 @@ from causalprune.experiments.store_reader import StudyReader
 from causalprune.experiments.store_schema import STORE_FILE
 from causalprune.reports.pruned_network import PrunedNetwork, is_pruned_folder, read_pruned
 from causalprune.reports.score_tables import ScoreTable, read_scores
+from causalprune.reports.unit_tables import UnitReport, read_unit_report, tables_of
 
 NUMERIC = (
     "ratio",
@@ -41,7 +42,7 @@ NETWORK_NAMES = {"lenet5": "LeNet-5", "lenet300": "LeNet-300-100", "debbi": "Deb
 }
 DATA_NAMES = {"mnist": "MNIST", "cifar-subset": "a CIFAR-10 subset", "cifar10": "CIFAR-10"}
 READABLE = (
-    "a Study, the folder of a study, a run or a pruned network, a table (.csv, .parquet, "
+    "a Study, the folder of a study, a run, a pruned network or units, a table (.csv, .parquet, "
     "study.db), a score file (.npz) or a DataFrame"
 )
 
@@ -53,7 +54,7 @@ class Source:
     Attributes
     ----------
     kind : str
-        ``"study"``, ``"run"``, ``"table"``, ``"pruned"`` or ``"scores"``.
+        ``"study"``, ``"run"``, ``"table"``, ``"pruned"``, ``"scores"`` or ``"units"``.
     name : str
         Folder or file name.
     table : DataFrame
@@ -72,6 +73,8 @@ class Source:
         None where none were saved.
     pruned : PrunedNetwork or None
         A single pruned network, in place of trials.
+    units : UnitReport or None
+        A per-unit table, in place of trials.
     problems : tuple of str
         Optional files that could not be read, and trials that are still to come.
     """
@@ -87,6 +90,7 @@ class Source:
     scores: tuple[ScoreTable, ...] = ()
     analyses: tuple[AnalysisResult, ...] | None = None
     pruned: PrunedNetwork | None = None
+    units: UnitReport | None = None
     problems: tuple[str, ...] = ()
 
     @property
@@ -112,6 +116,19 @@ def read_source(source: Any) -> Source:
     InvalidArgumentError
         It is nothing of the kind.
     """
+    of_units = tables_of(source)
+    if of_units is not None:
+        place = source if isinstance(source, pd.DataFrame) else Path(source)
+        units = read_unit_report(place, of_units)
+        name = "table" if isinstance(source, pd.DataFrame) else Path(source).resolve().name
+        return Source(
+            "units",
+            name,
+            machine=units.facts.get("machine") or {},
+            scores=(units.scores,),
+            analyses=(units.result,),
+            units=units,
+        )
     if isinstance(source, pd.DataFrame):
         return _of_table(source.copy(deep=True), "table", "table")
     if hasattr(source, "frame") and hasattr(source, "folder"):  # a Study, which brings torch
