@@ -156,9 +156,7 @@ def analyze(
                 "preset, graph, contrasts: expected None for a table of units or masks, whose "
                 "design is known"
             )
-        # The default is a column of trials.
-        column = "effect" if outcome == "accuracy_loss" else outcome
-        return analyze_unit_tables(of_units, column, seed=seed, time_budget_s=time_budget_s)
+        return analyze_unit_tables(of_units, outcome, seed=seed, time_budget_s=time_budget_s)
     for name, given in (("graph", graph), ("contrasts", contrasts)):
         if preset is not None and given is not None:
             raise InvalidArgumentError(f"{name}: preset={preset!r} has its own; expected None")

@@ -106,7 +106,9 @@ def recognised(table: Any) -> UnitTables | None:
     if path.name == MASKS_FILE and (path.parent / TREATMENTS_FILE).is_file():
         return replace(_of_folder(path.parent), units=None)
     if path.is_file() and path.suffix in (".csv", ".parquet"):
-        return _of_frame(read_table(path))
+        found = _of_frame(read_table(path))
+        # As exact as it was written.
+        return _of_frame(_exactly(path)) if found and path.suffix == ".csv" else found
     return None
 
 
@@ -141,10 +143,17 @@ def _exactly(path: Path) -> pd.DataFrame:
 def analyze_unit_tables(
     tables: UnitTables, outcome: str = "effect", *, seed: int = 0, time_budget_s: float = 120.0
 ) -> AnalysisResult:
-    """Analyse what `recognised` found: the units alone, while others are missing, or both."""
+    """Analyse what `recognised` found: the units alone, while others are missing, or both.
+
+    `outcome` is a column of the per-unit table, or what its effects are changes of; the default
+    of :func:`causalprune.analysis.analyze` is a column of trials and stands for the effects.
+    """
     found = []
     if tables.units is not None:
-        found.append(analyze_units(unit_effects(tables.units, outcome, seed=seed), seed=seed))
+        measured = tables.units.get("measured")
+        names = {"accuracy_loss", *(measured if measured is not None else ())}
+        column = "effect" if outcome in names else outcome
+        found.append(analyze_units(unit_effects(tables.units, column, seed=seed), seed=seed))
     if tables.masks is not None and tables.treatments is not None:
         found.append(
             analyze_masks(tables.masks, tables.treatments, seed=seed, time_budget_s=time_budget_s)
