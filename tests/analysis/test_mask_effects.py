@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from causalprune.analysis import layer_forests, mask_effects
-from causalprune.analysis.mask_effects import layer_findings
+from causalprune.analysis.mask_effects import layer_findings, one_more_unit
 from causalprune.errors import InvalidArgumentError, RecordError, UnknownNameError
 from causalprune.graph import capture, removed
 from causalprune.scoring import MaskTable, mask_table, score
@@ -86,6 +86,15 @@ def design(seed: int, n_masks: int = 6) -> MaskTable:
 
 SCORES = score(MODEL, (X, Y), "banzhaf", q=Q, n_masks=6)
 TREATMENTS = mask_table(SCORES).treatments
+
+
+def test_one_more_unit_of_any_layer_is_the_weighted_mean_of_all_values() -> None:
+    truth = float(np.average(VALUES, weights=CHANCE * (1 - CHANCE)))
+    tables = [design(seed, 10) for seed in range(40)]
+    found = np.array([one_more_unit(t.frame, t.treatments, seed=0) for t in tables])
+    error = found[:, 0].std() / math.sqrt(len(found))
+    assert abs(found[:, 0].mean() - truth) < 3.5 * error
+    assert np.mean((found[:, 1] <= truth) & (truth <= found[:, 2])) >= 0.85
 
 
 def test_the_table_holds_the_masks_and_their_known_propensities() -> None:

@@ -10,8 +10,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import simulated_units
 from simulated_classes import with_classes
-from simulated_trials import write_run
+from simulated_trials import simulate, write_run
 
 from causalprune.reports import report
 
@@ -79,6 +80,18 @@ def test_page_fits_a_phone_and_asks_for_nothing(tmp_path):
     assert len(found["figures"]) >= 11
     assert all(width > 200 and height > 60 for width, height, _ in found["figures"])
     assert found["texts"] > 100
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_page_of_units_fits_a_phone_and_asks_for_nothing(tmp_path):
+    table = simulated_units.drawn(simulated_units.population(), 0).assign(measured="loss")
+    page = report(table, tmp_path / "report.html").read_text("utf-8")
+    found, log = opened(tmp_path, page, 375)
+    assert "CONSOLE" not in log
+    assert found["requests"] == []
+    assert found["content"] == found["width"] == 375
+    assert len(found["figures"]) == page.count("<svg ") == 6
+    assert all(width > 200 and height > 60 for width, height, _ in found["figures"])
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
