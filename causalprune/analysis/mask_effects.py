@@ -335,7 +335,8 @@ def layer_findings(effects: pd.DataFrame, outcome: str, n_images: int) -> tuple[
                 outcome=outcome,
                 n_clusters=1,
                 sentence=f"With other units missing at random, removing one more unit of "
-                f"{row['layer']} changes {outcome} by {row['per_unit']:.4g} on average over its "
+                f"{row['layer']} changes {outcome} by {row['per_unit']:.4g} "
+                f"({row['low'] / n_units:.4g} to {row['high'] / n_units:.4g}) on average over its "
                 f"{n_units} units and {n_images} images.",
             )
         )

@@ -111,7 +111,8 @@ class UnitEffects:
                 outcome=self.measured,
                 n_clusters=1,
                 sentence=f"Removing one unit of {row.layer} alone changes {self.measured} by "
-                f"{row.mean:.4g} on average over its {row.n_units} units, of which "
+                f"{row.mean:.4g} ({row.low:.4g} to {row.high:.4g}) on average over its "
+                f"{row.n_units} units, of which "
                 f"{row.n_ablated} were ablated, on these images; "
                 "removing several together is another question."
                 + (_STANDS_OUT.format(row.hidden) if row.heavy_tailed else ""),

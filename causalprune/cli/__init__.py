@@ -171,7 +171,7 @@ def info(
 @app.command()
 def analyze(
     table: Annotated[
-        Path, typer.Argument(help="Folder of a run or a study, or a .csv or .parquet.")
+        Path, typer.Argument(help="Folder of a run, a study or units, or a .csv or .parquet.")
     ],
     treatment: Annotated[str, typer.Option(help="Column that is set.")] = "ratio",
     outcome: Annotated[str, typer.Option(help="Column that follows.")] = "accuracy_loss",
@@ -231,7 +231,7 @@ def report(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Folder of a study, a run or a pruned network, study.db, .csv, .parquet, "
+            help="Folder of a study, a run, a pruned network or units, study.db, .csv, .parquet, "
             "or the .npz of scores."
         ),
     ],
@@ -241,7 +241,7 @@ def report(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
-    """Write the report of a study, a run, a pruned network or scores."""
+    """Write the report of a study, a run, a pruned network, scores or units."""
     with errors_in_one_line():
         from causalprune.reports import report as write_report
 
