@@ -46,6 +46,7 @@ OPTIONAL = {
     "matplotlib",
     "networkx",
     "psutil",
+    "pygraphviz",
     "pynvml",
     "ray",
     "sklearn",

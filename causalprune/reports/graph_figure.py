@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from causalprune.analysis import AnalysisResult
 from causalprune.analysis.graphs import NODE_LABELS
 from causalprune.analysis.wording import name_of
 from causalprune.reports import style
+from causalprune.reports.dot_layout import DotLayout, dot_layout
 from causalprune.reports.style import Drawing
 
 BOX_HEIGHT = 0.36
@@ -21,25 +23,29 @@ def causal_graph(result: AnalysisResult) -> Drawing | None:
     """Draw the graph of a result; None where it has none.
 
     The causal way from treatment to outcome is blue; columns that never varied in
-    this table are dashed.
+    this table are dashed. Laid out by Graphviz where pygraphviz is installed: its arrows
+    go around boxes.
     """
     if not result.edges:
         return None
-    places = _layout(result)
-    columns = [x for x, _ in places.values()]
-    rows = [y for _, y in places.values()]
-    width = max(columns) - min(columns) + 2.0
-    height = max(rows) - min(rows) + 1.0
+    way = _way(result)
+    sizes = {str(node): _half_sizes(str(node)) for node in result.graph}
+    dotted = dot_layout(sizes, result.edges, way)
+    places = dotted.places if dotted else _layout(result)
+    left, right, bottom, top = _bounds(places, dotted)
+    width, height = right - left, top - bottom
 
     def paint(figure: Any) -> None:
         axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_xlim(min(columns) - 1.0, max(columns) + 1.0)
-        axes.set_ylim(min(rows) - 0.5, max(rows) + 0.5)
+        axes.set_xlim(left, right)
+        axes.set_ylim(bottom, top)
         axes.set_aspect("equal")
         axes.axis("off")
-        way = _way(result)
         for edge in result.edges:
-            _arrow(axes, places, edge, highlighted=edge in way)
+            if dotted:
+                _curve(axes, dotted.curves[edge], highlighted=edge in way)
+            else:
+                _arrow(axes, places, edge, highlighted=edge in way)
         for node, place in places.items():
             _box(axes, node, place, result)
 
@@ -52,6 +58,25 @@ def causal_graph(result: AnalysisResult) -> Drawing | None:
         description="; ".join(f"{_said(a)} causes {_said(b)}" for a, b in result.edges),
     )
     return Drawing(svg, ("cause", "effect"), tuple((_said(a), _said(b)) for a, b in result.edges))
+
+
+def _bounds(
+    places: Mapping[str, Point], dotted: DotLayout | None
+) -> tuple[float, float, float, float]:
+    """Left, right, bottom and top of all that is drawn."""
+    across = [x for x, _ in places.values()]
+    up = [y for _, y in places.values()]
+    found = [min(across) - 1.0, max(across) + 1.0, min(up) - 0.5, max(up) + 0.5]
+    # A spline stays within its control points.
+    points = [point for curve in dotted.curves.values() for point in curve] if dotted else []
+    for x, y in points:
+        found = [
+            min(found[0], x - 0.1),
+            max(found[1], x + 0.1),
+            min(found[2], y - 0.1),
+            max(found[3], y + 0.1),
+        ]
+    return found[0], found[1], found[2], found[3]
 
 
 def _said(node: str) -> str:
@@ -103,8 +128,29 @@ def _layout(result: AnalysisResult) -> dict[str, Point]:
     return places
 
 
+def _curve(axes: Any, points: Sequence[Point], *, highlighted: bool) -> None:
+    from matplotlib.patches import FancyArrowPatch
+    from matplotlib.path import Path
+
+    codes = [Path.MOVETO, *[Path.CURVE4] * (len(points) - 1)]
+    axes.add_patch(
+        FancyArrowPatch(path=Path(list(points), codes), **_stroke(highlighted=highlighted))
+    )
+
+
+def _stroke(*, highlighted: bool) -> dict[str, Any]:
+    return {
+        "arrowstyle": "-|>,head_length=5,head_width=2.6",
+        "linewidth": 2.4 if highlighted else 1.0,
+        "color": style.ACCENT if highlighted else style.GREY,
+        "shrinkA": 0,
+        "shrinkB": 1.5,
+        "zorder": 2 if highlighted else 1,
+    }
+
+
 def _arrow(
-    axes: Any, places: dict[str, Point], edge: tuple[str, str], *, highlighted: bool
+    axes: Any, places: Mapping[str, Point], edge: tuple[str, str], *, highlighted: bool
 ) -> None:
     from matplotlib.patches import FancyArrowPatch
 
@@ -119,17 +165,12 @@ def _arrow(
             start,
             end,
             connectionstyle=f"arc3,rad={bend}",
-            arrowstyle="-|>,head_length=5,head_width=2.6",
-            linewidth=2.4 if highlighted else 1.0,
-            color=style.ACCENT if highlighted else style.GREY,
-            shrinkA=0,
-            shrinkB=1.5,
-            zorder=2 if highlighted else 1,
+            **_stroke(highlighted=highlighted),
         )
     )
 
 
-def _entry(node: str, places: dict[str, Point], origin: Point, *, from_far: bool) -> Point:
+def _entry(node: str, places: Mapping[str, Point], origin: Point, *, from_far: bool) -> Point:
     """Where an arrow meets a box: far ones from above or below, near ones at the side."""
     x, y = places[node]
     half_width, half_height = _half_sizes(node)

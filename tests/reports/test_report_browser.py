@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import simulated_units
 from simulated_classes import with_classes
-from simulated_trials import simulate, write_run
+from simulated_trials import write_run
 
 from causalprune.reports import report
 
