@@ -141,13 +141,14 @@ def estimates(units: pd.DataFrame, outcome: str, seeds: int) -> list[str]:
     for arm in ARMS:
         rows = pd.DataFrame([trial(units, arm, seed) for seed in range(seeds)])
         by_layer = np.mean(rows.pop("by layer").tolist(), axis=0)
+        layers = list(dict.fromkeys(units["layer"]))
         spread, mean = float(rows["mean"].std()), rows.mean()
         reference = spread if reference is None else reference
         lines.append(
             f"| {arm.name} | {spread / abs(truth):.1%} | {(mean['mean'] - truth) / spread:+.2f} | "
             f"1/{(reference / spread) ** 2:.1f} | {mean['covered']:.0%} | {mean['layers']:.1%} | "
-            f"{by_layer.min():.0%} | {mean['layer width']:.2g} | {mean['units']:.1%} | "
-            f"{mean['top units']:.1%} | {mean['large units']:.1%} | "
+            f"{by_layer.min():.0%} ({layers[by_layer.argmin()]}) | {mean['layer width']:.2g} | "
+            f"{mean['units']:.1%} | {mean['top units']:.1%} | {mean['large units']:.1%} | "
             f"{mean['unit width']:.2g} | {mean['infinite']:.1%} | "
             f"{mean['cost']:.0%} |"
         )

@@ -158,8 +158,9 @@ def _print(found: UnitRun, out: Path) -> None:
             for layer, item in masked_layers(found.result)
         ]
         console.print(_layers("the same while others are missing at random", "units", missing))
-    for note in found.result.notes:
-        print(note)
+    forests = [f.sentence for f in found.result.findings if f.estimator.startswith("causal forest")]
+    for text in (*found.result.notes, *dict.fromkeys(forests)):
+        print(text)
     if found.audit is not None:
         print(found.plan)
         print(f"audit: {found.audit.sentence}")
