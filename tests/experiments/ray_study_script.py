@@ -128,7 +128,9 @@ def main(folder: Path) -> dict[str, Any]:
     killed.join(5)
     seen["after counts"] = counts(study)
     seen["users is kept"] = ray.is_initialized()
-    seen["nodes alive"] = sum(node["Alive"] for node in ray.nodes())
+    seen["second node is gone"] = within(
+        60, lambda: [n["Alive"] for n in ray.nodes()].count(True) == 1
+    )
     ray.shutdown()
     cluster.shutdown()
     return seen
