@@ -29,8 +29,10 @@ from causalprune.scoring.block_masks import mint_masks, random_masks
 from causalprune.scoring.data import Batch, Batches, as_batches
 from causalprune.scoring.driver import score
 from causalprune.scoring.explanatory import explain
+from causalprune.scoring.explanatory_contributions import contribution_map
 from causalprune.scoring.explanatory_graph import ExplanatoryGraph
 from causalprune.scoring.explanatory_maps import attribution_map, stability
+from causalprune.scoring.explanatory_pictures import GraphCheck, explained
 from causalprune.scoring.mask_tables import MaskTable, mask_table
 from causalprune.scoring.methods import (
     METHODS,
@@ -52,6 +54,7 @@ __all__ = [
     "Batch",
     "Batches",
     "ExplanatoryGraph",
+    "GraphCheck",
     "Job",
     "MaskTable",
     "Method",
@@ -61,7 +64,9 @@ __all__ = [
     "UnitScores",
     "as_batches",
     "attribution_map",
+    "contribution_map",
     "explain",
+    "explained",
     "fingerprint",
     "mask_table",
     "mint_masks",

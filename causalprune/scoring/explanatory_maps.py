@@ -22,7 +22,15 @@ from causalprune.scoring.explanatory_graph import ExplanatoryGraph, ExplanatoryL
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["attribution_map", "stability"]
+__all__ = [
+    "Grid",
+    "attribution_map",
+    "check_images",
+    "grid_of",
+    "outputs_of",
+    "places_of",
+    "stability",
+]
 
 Grid = tuple[int, int]
 
@@ -81,9 +89,7 @@ def attribution_map(
     >>> attribution_map(model, x[:2], graph, "2").shape
     torch.Size([2, 8, 8])
     """
-    if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise InvalidArgumentError(f"images: expected a tensor [N, C, H, W], got {got}")
+    check_images(images)
     found = graph.layer(layer)
     if not found.causes:
         raise DataError(f"layer: nothing causes what {layer!r} computes, so there is no map")
@@ -94,16 +100,24 @@ def attribution_map(
     with torch.inference_mode(False), evaluating(model), torch.no_grad():
         captured = capture(model, images[:1])
         reading = next(r for r in readings_of(model, captured) if r.site.layer == layer)
-        outputs = _outputs(model, captured, found, unit)
-        value, grid = _read(trace(model, images[:1], exported=captured.exported), reading, images)
+        outputs = outputs_of(model, captured, found, unit)
+        traced = trace(model, images[:1], exported=captured.exported)
+        value, grid = _read(traced, reading, images), grid_of(traced, reading)
         maps = [
             _resized(_contributions(reading, value, grid, places, outputs), images)
-            for places in _places(reading, found)
+            for places in places_of(reading, found)
         ]
     return torch.stack(maps).mean(0)
 
 
-def _outputs(
+def check_images(images: object) -> None:
+    """Raise InvalidArgumentError unless `images` is a Tensor [N, C, H, W] of at least one."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise InvalidArgumentError(f"images: expected a tensor [N, C, H, W], got {got}")
+
+
+def outputs_of(
     model: nn.Module, captured: UnitGraph, found: ExplanatoryLayer, unit: int | None
 ) -> Tensor:
     """Output channels of the layer that the map is of."""
@@ -117,7 +131,7 @@ def _outputs(
     return outputs
 
 
-def _places(reading: Reading, found: ExplanatoryLayer) -> list[Tensor]:
+def places_of(reading: Reading, found: ExplanatoryLayer) -> list[Tensor]:
     """Return the inputs [m] of the layer that each of its causes occupies."""
     of_unit = {
         (layout.group, unit): places
@@ -127,8 +141,8 @@ def _places(reading: Reading, found: ExplanatoryLayer) -> list[Tensor]:
     return [of_unit[cause.parent, cause.unit] for cause in found.causes]
 
 
-def _read(traced: fx.GraphModule, reading: Reading, images: Tensor) -> tuple[Tensor, Grid | None]:
-    """Return what the layer reads, and the size of the map that was flattened into its features."""
+def _read(traced: fx.GraphModule, reading: Reading, images: Tensor) -> Tensor:
+    """Return what the layer reads."""
     seen: list[Tensor] = []
 
     def note(value: Tensor) -> Tensor:
@@ -137,16 +151,21 @@ def _read(traced: fx.GraphModule, reading: Reading, images: Tensor) -> tuple[Ten
 
     Recorder(traced, {}, {reading.site.node: note}, fold=False).run(images)
     (value,) = seen
+    return value
+
+
+def grid_of(traced: fx.GraphModule, reading: Reading) -> Grid | None:
+    """Return the size of the map that the layer reads, or that was flattened into its features."""
     node = next(n for n in traced.graph.nodes if n.name == reading.site.node)
     layers = {other.name for other in traced.graph.nodes if _is_layer(other, traced)}
     while node.all_input_nodes:
         node = node.all_input_nodes[0]
         meta = node.meta.get("tensor_meta")
         if isinstance(meta, TensorMetadata) and len(meta.shape) == 4:
-            return value, (int(meta.shape[2]), int(meta.shape[3]))
+            return int(meta.shape[2]), int(meta.shape[3])
         if node.name in layers:
             break
-    return value, None
+    return None
 
 
 def _is_layer(node: fx.Node, traced: fx.GraphModule) -> bool:

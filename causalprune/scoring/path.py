@@ -20,8 +20,8 @@ from causalprune.scoring.consumption import (
     recorder_of,
 )
 from causalprune.scoring.data import Batch
-from causalprune.scoring.explanatory import Walk, explain_classes
-from causalprune.scoring.explanatory_graph import tables_of
+from causalprune.scoring.explanatory import Walk
+from causalprune.scoring.explanatory_pictures import explanation_tables
 from causalprune.scoring.methods import Job, MethodResult, register_method
 from causalprune.scoring.outcomes import Outcome, evaluate
 from causalprune.scoring.path_run import PathRun
@@ -58,6 +58,7 @@ def path(
     *,
     edges: bool = False,
     graphs: Sequence[int] = (),
+    examples: int = 1,
     test: str = "paired",
     beta: float | None = None,
     projections: int | None = None,
@@ -94,6 +95,9 @@ def path(
     graphs : sequence of int
         Classes whose explanatory graph ``Scores.graph(k)`` shall hold
         (:func:`causalprune.scoring.explain`, on the same data).
+    examples : int
+        Images a class that are stored with these graphs, with their maps
+        (:func:`causalprune.scoring.explained`).
     test, beta
         Of these graphs.
     projections : int, optional
@@ -111,7 +115,9 @@ def path(
             for name, effects in found.items():
                 tally.add(name, effects, cost=share * len(effects))
             advance()
-    tables = tables_of(explain_classes(job.model, job.batches, graphs, walk)) if graphs else {}
+    tables = {}
+    if graphs:
+        tables = explanation_tables(job.model, job.batches, graphs, walk, examples=examples)
     return MethodResult(tally.scores(), paths.edges, tables=tables)
 
 

@@ -1,0 +1,412 @@
+"""Explanatory graphs with what a reader wants beside them: example images, maps, and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from causalprune.errors import CausalPruneError, DataError, InvalidArgumentError
+from causalprune.graph import evaluating, removed
+from causalprune.scoring.data import Batches, as_batches
+from causalprune.scoring.explanatory import Network, Walk, explain_on, images_of, network_of
+from causalprune.scoring.explanatory_contributions import contributions_on, mapped_layer
+from causalprune.scoring.explanatory_graph import ExplanatoryGraph, tables_of
+from causalprune.scoring.scores import Scores, as_table
+
+__all__ = ["GraphCheck", "explained", "explanation_tables"]
+
+CHECKS, EXAMPLES, PIXELS = "graph checks", "graph examples", "graph pixels"
+"""Names of the tables beside those of :func:`causalprune.scoring.explanatory_graph.tables_of`."""
+
+MAX_CLASSES = 10
+SIDE = 64
+"""Pixels a side of a stored image, at most."""
+
+RANDOM_DRAWS = 5
+PLACES = 10
+BLANKED = 0.1
+"""Part of an image that is blanked to see whether a map points at what matters."""
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class GraphCheck:
+    """What an explanatory graph and its map are worth: the network run with and without them.
+
+    On the images that the graph rests on. Units are removed where their consumers read, only in
+    groups that the graph reaches; an image is recognised when the class is predicted.
+
+    Attributes
+    ----------
+    kept, units : int
+        Units of the graph, and of all groups that it reaches.
+    recognised_kept, recognised_random, recognised_without : float
+        Part of the images that is recognised with the kept units alone; with as many of each
+        group drawn at random (mean of 5 draws); and without the kept units.
+    logit, logit_kept, logit_random, logit_without : float
+        Mean class logit of the whole network, and of those three.
+    map_layer : str
+        Layer that the maps are of; empty where there is none.
+    fall_mapped, fall_elsewhere : float
+        Mean fall of the logit when the tenth of an image where its map is highest is set to the
+        images' mean colour, and when the same shape is, moved to random places (mean of 10).
+    reason : str
+        Why something is missing.
+    """
+
+    kept: int
+    units: int
+    recognised_kept: float = NAN
+    recognised_random: float = NAN
+    recognised_without: float = NAN
+    logit: float = NAN
+    logit_kept: float = NAN
+    logit_random: float = NAN
+    logit_without: float = NAN
+    map_layer: str = ""
+    fall_mapped: float = NAN
+    fall_elsewhere: float = NAN
+    reason: str = ""
+
+
+def explained(
+    scores: Scores,
+    model: nn.Module,
+    data: Any,
+    classes: Sequence[int] | None = None,
+    *,
+    examples: int = 1,
+    test: str = "paired",
+    beta: float | None = None,
+    max_images: int = 100,
+    batch_size: int = 256,
+    max_cache_bytes: int = 2**30,
+    seed: int = 0,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> Scores:
+    """Add explanatory graphs of classes to scores, with example images, maps and checks.
+
+    Parameters
+    ----------
+    scores : Scores
+        Of `model`, by any method. Not changed.
+    model : nn.Module
+        Takes images [N, ...] and returns logits [N, K]. It is not changed.
+    data : DataLoader, Dataset, iterable of (inputs, targets), or pair of tensors
+    classes : sequence of int, optional
+        Default: the first ten that `data` has images of.
+    examples : int
+        Images a class that are stored: those whose logit is nearest to the median of the class's
+        images, at most 64 pixels a side, 8 bits a colour, with their maps
+        (:func:`contribution_map`); 0: none leave the data.
+    test, beta, max_images, batch_size, max_cache_bytes, seed
+        As for :func:`causalprune.scoring.explain`; `seed` is of the checks' draws, too.
+    mean, std : float or sequence of float, optional
+        That images were standardised with, one or one a channel, so that they are stored in their
+        colours. Default: from each image's smallest value to its largest.
+
+    Returns
+    -------
+    Scores
+        With four tables more: ``"graph nodes"`` and ``"graph layers"`` (:meth:`Scores.graph`),
+        ``"graph checks"`` (a row a class, :class:`GraphCheck`), and where there are examples
+        ``"graph examples"`` and ``"graph pixels"`` (``red``, ``green``, ``blue``, and ``map`` in
+        logits). A class without a graph has its reason in ``"graph checks"``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If an argument is out of range.
+    UnsupportedModelError
+        If no unit of the network can be intervened on.
+
+    Examples
+    --------
+    >>> from causalprune.scoring import score
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(
+    ...     nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ... )
+    >>> x = torch.rand(30, 1, 8, 8)
+    >>> data = x, model(x).argmax(1)
+    >>> scores = explained(score(model, data, method="l1"), model, data)
+    >>> sorted(scores.tables)
+    ['graph checks', 'graph examples', 'graph layers', 'graph nodes', 'graph pixels']
+    """
+    walk = Walk(test, beta, seed, max_cache_bytes)
+    with torch.inference_mode(False), evaluating(model), torch.no_grad():
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        batches = as_batches(data, batch_size=batch_size, device=device)
+        chosen = _classes_of(batches) if classes is None else list(classes)
+        tables = explanation_tables(
+            model,
+            batches,
+            chosen,
+            walk,
+            examples=examples,
+            max_images=max_images,
+            colours=(mean, std),
+            lenient=True,
+        )
+    added = {name: as_table(name, columns) for name, columns in tables.items()}
+    return replace(scores, tables={**scores.tables, **added})
+
+
+def _classes_of(batches: Batches) -> list[int]:
+    found: set[int] = set()
+    for batch in batches:
+        assert batch.targets is not None
+        found.update(batch.targets.tolist())
+    return sorted(found)[:MAX_CLASSES]
+
+
+def explanation_tables(
+    model: nn.Module,
+    batches: Batches,
+    classes: Sequence[int],
+    walk: Walk,
+    *,
+    examples: int = 1,
+    max_images: int = 100,
+    colours: tuple[Any, Any] = (None, None),
+    lenient: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Tables of several classes; see :func:`explained`. The model is in eval mode.
+
+    Where not `lenient`, a class without images raises DataError.
+    """
+    for name, value, least in (("examples", examples, 0), ("max_images", max_images, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InvalidArgumentError(
+                f"{name}: expected an integer of at least {least}, got {value!r}"
+            )
+    for target in classes:
+        if not isinstance(target, int) or isinstance(target, bool) or target < 0:
+            raise InvalidArgumentError(f"classes: expected class indices, got {target!r}")
+    with torch.no_grad():
+        network = network_of(model, batches.example)
+        images, reasons = _images(model, batches, classes, max_images, lenient)
+        graphs = {k: explain_on(network, found, k, walk) for k, found in images.items()}
+        told = {k: GraphCheck(0, 0, reason=reason) for k, reason in reasons.items()}
+        pictures: list[_Picture] = []
+        for k, graph in graphs.items():
+            explanation = _Explanation(model, network, images[k], graph)
+            told[k] = explanation.check(walk.seed)
+            pictures += explanation.pictures(examples, colours, told[k].map_layer)
+    tables = tables_of(list(graphs.values()))
+    tables[CHECKS] = _columns([{"class": k} | asdict(told[k]) for k in classes])
+    if pictures:
+        tables |= {EXAMPLES: _example_rows(pictures), PIXELS: _pixel_rows(pictures)}
+    return tables
+
+
+def _images(
+    model: nn.Module, batches: Batches, classes: Sequence[int], max_images: int, lenient: bool
+) -> tuple[dict[int, Tensor], dict[int, str]]:
+    """Images of every class that has some, and why the others have none."""
+    try:
+        return images_of(model, batches, classes, max_images), {}
+    except DataError:
+        if not lenient:
+            raise
+    found: dict[int, Tensor] = {}
+    reasons: dict[int, str] = {}
+    for target in classes:
+        try:
+            found |= images_of(model, batches, [target], max_images)
+        except DataError as error:
+            reasons[target] = str(error)
+    return found, reasons
+
+
+@dataclass(frozen=True)
+class _Picture:
+    target: int
+    example: int
+    logit: float
+    layer: str
+    pixels: np.ndarray[Any, Any]
+    """[h, w, 3], uint8"""
+    map: np.ndarray[Any, Any]
+    """[h, w], float16, in logits; NaN where there is none"""
+
+
+@dataclass(frozen=True)
+class _Explanation:
+    """One class: its graph and the images [n, ...] that it rests on."""
+
+    model: nn.Module
+    network: Network
+    images: Tensor
+    graph: ExplanatoryGraph
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits
+
+    def check(self, seed: int) -> GraphCheck:
+        """Run the network with and without what the graph kept."""
+        kept, target = self.graph.kept, self.graph.target_class
+        sizes = {g.name: g.n_units for g in self.network.graph.groups if g.name in kept}
+        found = GraphCheck(sum(map(len, kept.values())), sum(sizes.values()))
+        if not kept:
+            return replace(found, reason="no unit lowers the logit when it is cut")
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn() -> dict[str, list[int]]:
+            return {
+                name: torch.randperm(n, generator=generator)[: len(kept[name])].tolist()
+                for name, n in sizes.items()
+            }
+
+        def of(units: Mapping[str, Sequence[int]]) -> tuple[float, float]:
+            with removed(self.model, self.network.graph, units):
+                logits = self._logits(self.images)
+            recognised = (logits.argmax(1) == target).double().mean()
+            return float(recognised), float(logits[:, target].double().mean())
+
+        def only(units: Mapping[str, Sequence[int]]) -> tuple[float, float]:
+            return of({name: _rest(units[name], n) for name, n in sizes.items()})
+
+        try:
+            random = np.mean([only(drawn()) for _ in range(RANDOM_DRAWS)], 0)
+            alone, without = only(kept), of(kept)
+            found = replace(
+                found,
+                recognised_kept=alone[0],
+                recognised_random=float(random[0]),
+                recognised_without=without[0],
+                logit=self.graph.mean,
+                logit_kept=alone[1],
+                logit_random=float(random[1]),
+                logit_without=without[1],
+            )
+            return replace(found, **self._check_of_maps(generator))
+        except CausalPruneError as error:
+            return replace(found, reason=str(error))
+
+    def _check_of_maps(self, generator: torch.Generator) -> dict[str, Any]:
+        """Blank the images where their maps are highest, and elsewhere."""
+        if self.images.ndim != 4:
+            return {"reason": "the network reads no images, so there is nothing to draw a map on"}
+        layer = mapped_layer(self.network, self.graph)
+        if layer is None:
+            return {"reason": "no layer of the graph has positions, so there is no map"}
+        maps = contributions_on(self.network, self.model, self.images, self.graph, layer)
+        n, height, width = maps.shape
+        order = maps.flatten(1).argsort(1, descending=True)
+        most = torch.zeros(n, height * width, dtype=torch.bool, device=maps.device)
+        most.scatter_(1, order[:, : max(1, round(BLANKED * height * width))], True)
+        shape = most.reshape(maps.shape)
+        colour = self.images.mean((0, 2, 3))[None, :, None, None]
+
+        def fall(blank: Tensor) -> float:
+            logits = self._logits(torch.where(blank[:, None], colour, self.images))
+            return self.graph.mean - float(logits[:, self.graph.target_class].double().mean())
+
+        shifts = torch.randint(1, height * width, (PLACES,), generator=generator).tolist()
+        moved = [shape.roll((k // width, k % width), (1, 2)) for k in shifts]
+        return {
+            "map_layer": layer,
+            "fall_mapped": fall(shape),
+            "fall_elsewhere": float(np.mean([fall(blank) for blank in moved])),
+        }
+
+    def pictures(self, count: int, colours: tuple[Any, Any], layer: str) -> list[_Picture]:
+        """Store the images whose logits are nearest to the median, with their maps."""
+        if not count or self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
+            return []
+        logits = self._logits(self.images)[:, self.graph.target_class].double()
+        nearest = (logits - logits.median()).abs().argsort(stable=True)[:count]
+        chosen = self.images[nearest]
+        maps = torch.full((len(chosen), *chosen.shape[2:]), torch.nan, device=chosen.device)
+        if layer:
+            maps = contributions_on(self.network, self.model, chosen, self.graph, layer)
+        shown, sized = _small(_visible(chosen, *colours)), _small(maps[:, None])[:, 0]
+        area = maps[0].numel() / sized[0].numel()
+        return [
+            _Picture(
+                self.graph.target_class,
+                k,
+                float(logits[index]),
+                layer,
+                (255 * shown[k]).round().byte().permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy(),
+                (area * sized[k]).half().cpu().numpy(),
+            )
+            for k, index in enumerate(nearest.tolist())
+        ]
+
+
+def _rest(units: Sequence[int], total: int) -> list[int]:
+    return sorted(set(range(total)) - set(units))
+
+
+def _visible(images: Tensor, mean: Any, std: Any) -> Tensor:
+    """Images [n, C, H, W] as colours in [0, 1], float32."""
+    images = images.float()
+    if mean is None or std is None:
+        low = images.amin((1, 2, 3), keepdim=True)
+        span = images.amax((1, 2, 3), keepdim=True) - low
+        return (images - low) / torch.where(span > 0, span, torch.ones_like(span))
+    centre, spread = (
+        torch.as_tensor(value, dtype=torch.float32, device=images.device).reshape(1, -1, 1, 1)
+        for value in (mean, std)
+    )
+    return (images * spread + centre).clamp(0, 1)
+
+
+def _small(images: Tensor) -> Tensor:
+    """Images [n, C, H, W] with at most SIDE pixels a side: means of what each pixel covers."""
+    height, width = images.shape[2:]
+    factor = SIDE / max(height, width)
+    if factor >= 1:
+        return images
+    return F.adaptive_avg_pool2d(
+        images, (max(1, round(factor * height)), max(1, round(factor * width)))
+    )
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    names = ["class", *(f.name for f in fields(GraphCheck))]
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def _example_rows(pictures: Sequence[_Picture]) -> dict[str, list[Any]]:
+    columns: dict[str, Callable[[_Picture], Any]] = {
+        "class": lambda p: p.target,
+        "example": lambda p: p.example,
+        "logit": lambda p: p.logit,
+        "layer": lambda p: p.layer,
+        "height": lambda p: p.map.shape[0],
+        "width": lambda p: p.map.shape[1],
+    }
+    return {name: [of(picture) for picture in pictures] for name, of in columns.items()}
+
+
+def _pixel_rows(pictures: Sequence[_Picture]) -> dict[str, Any]:
+    """One row a pixel, of the smallest types that hold it."""
+    parts: list[dict[str, Any]] = []
+    for picture in pictures:
+        rows, columns = np.indices(picture.map.shape, dtype=np.int16)
+        parts.append(
+            {
+                "class": np.full(rows.size, picture.target, dtype=np.int32),
+                "example": np.full(rows.size, picture.example, dtype=np.int16),
+                "row": rows.ravel(),
+                "column": columns.ravel(),
+                **{
+                    colour: picture.pixels[..., k].ravel()
+                    for k, colour in enumerate(("red", "green", "blue"))
+                },
+                "map": picture.map.ravel(),
+            }
+        )
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
