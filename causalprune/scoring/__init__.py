@@ -29,10 +29,11 @@ from causalprune.scoring.block_masks import mint_masks, random_masks
 from causalprune.scoring.data import Batch, Batches, as_batches
 from causalprune.scoring.driver import score
 from causalprune.scoring.explanatory import explain
+from causalprune.scoring.explanatory_checks import GraphCheck
 from causalprune.scoring.explanatory_contributions import contribution_map
 from causalprune.scoring.explanatory_graph import ExplanatoryGraph
 from causalprune.scoring.explanatory_maps import attribution_map, stability
-from causalprune.scoring.explanatory_pictures import GraphCheck, explained
+from causalprune.scoring.explanatory_pictures import explained
 from causalprune.scoring.mask_tables import MaskTable, mask_table
 from causalprune.scoring.methods import (
     METHODS,

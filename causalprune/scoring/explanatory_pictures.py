@@ -1,4 +1,4 @@
-"""Explanatory graphs with what a reader wants beside them: example images, maps, and checks."""
+"""Explanatory graphs of scores, with example images and maps beside them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from causalprune.errors import CausalPruneError, DataError, InvalidArgumentError
-from causalprune.graph import evaluating, removed
+from causalprune.errors import DataError, InvalidArgumentError
+from causalprune.graph import evaluating
 from causalprune.scoring.data import Batches, as_batches
 from causalprune.scoring.explanatory import Network, Walk, explain_on, images_of, network_of
-from causalprune.scoring.explanatory_contributions import contributions_on, mapped_layer
+from causalprune.scoring.explanatory_checks import GraphCheck, check_graph
+from causalprune.scoring.explanatory_contributions import contributions_on
 from causalprune.scoring.explanatory_graph import ExplanatoryGraph, tables_of
 from causalprune.scoring.scores import Scores, as_table
 
-__all__ = ["GraphCheck", "explained", "explanation_tables"]
+__all__ = ["explained", "explanation_tables"]
 
 CHECKS, EXAMPLES, PIXELS = "graph checks", "graph examples", "graph pixels"
 """Names of the tables beside those of :func:`causalprune.scoring.explanatory_graph.tables_of`."""
@@ -27,53 +28,6 @@ CHECKS, EXAMPLES, PIXELS = "graph checks", "graph examples", "graph pixels"
 MAX_CLASSES = 10
 SIDE = 64
 """Pixels a side of a stored image, at most."""
-
-RANDOM_DRAWS = 5
-PLACES = 10
-BLANKED = 0.1
-"""Part of an image that is blanked to see whether a map points at what matters."""
-
-NAN = float("nan")
-
-
-@dataclass(frozen=True)
-class GraphCheck:
-    """What an explanatory graph and its map are worth: the network run with and without them.
-
-    On the images that the graph rests on. Units are removed where their consumers read, only in
-    groups that the graph reaches; an image is recognised when the class is predicted.
-
-    Attributes
-    ----------
-    kept, units : int
-        Units of the graph, and of all groups that it reaches.
-    recognised_kept, recognised_random, recognised_without : float
-        Part of the images that is recognised with the kept units alone; with as many of each
-        group drawn at random (mean of 5 draws); and without the kept units.
-    logit, logit_kept, logit_random, logit_without : float
-        Mean class logit of the whole network, and of those three.
-    map_layer : str
-        Layer that the maps are of; empty where there is none.
-    fall_mapped, fall_elsewhere : float
-        Mean fall of the logit when the tenth of an image where its map is highest is set to the
-        images' mean colour, and when the same shape is, moved to random places (mean of 10).
-    reason : str
-        Why something is missing.
-    """
-
-    kept: int
-    units: int
-    recognised_kept: float = NAN
-    recognised_random: float = NAN
-    recognised_without: float = NAN
-    logit: float = NAN
-    logit_kept: float = NAN
-    logit_random: float = NAN
-    logit_without: float = NAN
-    map_layer: str = ""
-    fall_mapped: float = NAN
-    fall_elsewhere: float = NAN
-    reason: str = ""
 
 
 def explained(
@@ -198,9 +152,9 @@ def explanation_tables(
         told = {k: GraphCheck(0, 0, reason=reason) for k, reason in reasons.items()}
         pictures: list[_Picture] = []
         for k, graph in graphs.items():
-            explanation = _Explanation(model, network, images[k], graph)
-            told[k] = explanation.check(walk.seed)
-            pictures += explanation.pictures(examples, colours, told[k].map_layer)
+            told[k] = check_graph(model, network, images[k], graph, walk.seed)
+            layer = told[k].map_layer
+            pictures += _pictures(model, network, images[k], graph, examples, colours, layer)
     tables = tables_of(list(graphs.values()))
     tables[CHECKS] = _columns([{"class": k} | asdict(told[k]) for k in classes])
     if pictures:
@@ -239,114 +193,37 @@ class _Picture:
     """[h, w], float16, in logits; NaN where there is none"""
 
 
-@dataclass(frozen=True)
-class _Explanation:
-    """One class: its graph and the images [n, ...] that it rests on."""
-
-    model: nn.Module
-    network: Network
-    images: Tensor
-    graph: ExplanatoryGraph
-
-    def _logits(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images)
-        return logits
-
-    def check(self, seed: int) -> GraphCheck:
-        """Run the network with and without what the graph kept."""
-        kept, target = self.graph.kept, self.graph.target_class
-        sizes = {g.name: g.n_units for g in self.network.graph.groups if g.name in kept}
-        found = GraphCheck(sum(map(len, kept.values())), sum(sizes.values()))
-        if not kept:
-            return replace(found, reason="no unit lowers the logit when it is cut")
-        generator = torch.Generator().manual_seed(seed)
-
-        def drawn() -> dict[str, list[int]]:
-            return {
-                name: torch.randperm(n, generator=generator)[: len(kept[name])].tolist()
-                for name, n in sizes.items()
-            }
-
-        def of(units: Mapping[str, Sequence[int]]) -> tuple[float, float]:
-            with removed(self.model, self.network.graph, units):
-                logits = self._logits(self.images)
-            recognised = (logits.argmax(1) == target).double().mean()
-            return float(recognised), float(logits[:, target].double().mean())
-
-        def only(units: Mapping[str, Sequence[int]]) -> tuple[float, float]:
-            return of({name: _rest(units[name], n) for name, n in sizes.items()})
-
-        try:
-            random = np.mean([only(drawn()) for _ in range(RANDOM_DRAWS)], 0)
-            alone, without = only(kept), of(kept)
-            found = replace(
-                found,
-                recognised_kept=alone[0],
-                recognised_random=float(random[0]),
-                recognised_without=without[0],
-                logit=self.graph.mean,
-                logit_kept=alone[1],
-                logit_random=float(random[1]),
-                logit_without=without[1],
-            )
-            return replace(found, **self._check_of_maps(generator))
-        except CausalPruneError as error:
-            return replace(found, reason=str(error))
-
-    def _check_of_maps(self, generator: torch.Generator) -> dict[str, Any]:
-        """Blank the images where their maps are highest, and elsewhere."""
-        if self.images.ndim != 4:
-            return {"reason": "the network reads no images, so there is nothing to draw a map on"}
-        layer = mapped_layer(self.network, self.graph)
-        if layer is None:
-            return {"reason": "no layer of the graph has positions, so there is no map"}
-        maps = contributions_on(self.network, self.model, self.images, self.graph, layer)
-        n, height, width = maps.shape
-        order = maps.flatten(1).argsort(1, descending=True)
-        most = torch.zeros(n, height * width, dtype=torch.bool, device=maps.device)
-        most.scatter_(1, order[:, : max(1, round(BLANKED * height * width))], True)
-        shape = most.reshape(maps.shape)
-        colour = self.images.mean((0, 2, 3))[None, :, None, None]
-
-        def fall(blank: Tensor) -> float:
-            logits = self._logits(torch.where(blank[:, None], colour, self.images))
-            return self.graph.mean - float(logits[:, self.graph.target_class].double().mean())
-
-        shifts = torch.randint(1, height * width, (PLACES,), generator=generator).tolist()
-        moved = [shape.roll((k // width, k % width), (1, 2)) for k in shifts]
-        return {
-            "map_layer": layer,
-            "fall_mapped": fall(shape),
-            "fall_elsewhere": float(np.mean([fall(blank) for blank in moved])),
-        }
-
-    def pictures(self, count: int, colours: tuple[Any, Any], layer: str) -> list[_Picture]:
-        """Store the images whose logits are nearest to the median, with their maps."""
-        if not count or self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
-            return []
-        logits = self._logits(self.images)[:, self.graph.target_class].double()
-        nearest = (logits - logits.median()).abs().argsort(stable=True)[:count]
-        chosen = self.images[nearest]
-        maps = torch.full((len(chosen), *chosen.shape[2:]), torch.nan, device=chosen.device)
-        if layer:
-            maps = contributions_on(self.network, self.model, chosen, self.graph, layer)
-        shown, sized = _small(_visible(chosen, *colours)), _small(maps[:, None])[:, 0]
-        area = maps[0].numel() / sized[0].numel()
-        return [
-            _Picture(
-                self.graph.target_class,
-                k,
-                float(logits[index]),
-                layer,
-                (255 * shown[k]).round().byte().permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy(),
-                (area * sized[k]).half().cpu().numpy(),
-            )
-            for k, index in enumerate(nearest.tolist())
-        ]
-
-
-def _rest(units: Sequence[int], total: int) -> list[int]:
-    return sorted(set(range(total)) - set(units))
+def _pictures(
+    model: nn.Module,
+    network: Network,
+    images: Tensor,
+    graph: ExplanatoryGraph,
+    count: int,
+    colours: tuple[Any, Any],
+    layer: str,
+) -> list[_Picture]:
+    """Store the images whose logits are nearest to the median, with their maps."""
+    if not count or images.ndim != 4 or images.shape[1] not in (1, 3):
+        return []
+    logits = model(images)[:, graph.target_class].double()
+    nearest = (logits - logits.median()).abs().argsort(stable=True)[:count]
+    chosen = images[nearest]
+    maps = torch.full((len(chosen), *chosen.shape[2:]), torch.nan, device=chosen.device)
+    if layer:
+        maps = contributions_on(network, model, chosen, graph, layer)
+    shown, sized = _small(_visible(chosen, *colours)), _small(maps[:, None])[:, 0]
+    area = maps[0].numel() / sized[0].numel()
+    return [
+        _Picture(
+            graph.target_class,
+            k,
+            float(logits[index]),
+            layer,
+            (255 * shown[k]).round().byte().permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy(),
+            (area * sized[k]).half().cpu().numpy(),
+        )
+        for k, index in enumerate(nearest.tolist())
+    ]
 
 
 def _visible(images: Tensor, mean: Any, std: Any) -> Tensor:
