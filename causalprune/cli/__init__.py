@@ -102,6 +102,9 @@ def run(
     test_limit: Annotated[int | None, typer.Option(help="Use so many test images.")] = None,
     threads: Annotated[int | None, typer.Option(help="torch's threads.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    explain: Annotated[
+        bool | None, typer.Option(help="Explanatory graphs of classes, with maps over images.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("causalprune-run"),
     resume: Annotated[bool, typer.Option("--resume", help="Finish the run in --out.")] = False,
     weights: Annotated[
@@ -132,6 +135,7 @@ def run(
         "test_limit": test_limit,
         "threads": threads,
         "device": device,
+        "explain": explain,
     }
     with errors_in_one_line():
         from causalprune.experiments import run_experiment

@@ -73,6 +73,10 @@ def score(
         Path | None,
         typer.Option(help="Folder of finished parts; a job that was killed goes on from there."),
     ] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(help='Classes to explain by graphs and maps, such as "0,3", or all (ten).'),
+    ] = None,
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("scores.npz"),
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
 ) -> None:
@@ -84,6 +88,7 @@ def score(
             raise InvalidArgumentError(f"out: no such folder {str(out.parent)!r}")
         from causalprune.experiments.model_specs import images_from, model_from
 
+        to_explain = _classes(explain)
         settings: dict[str, Any] = {
             **options_of(option or [], method),
             "units": units,
@@ -113,8 +118,26 @@ def score(
 
             scores = score_alone(network, images, method, outcome, budget, **settings)
         if os.environ.get("RANK", "0") == "0":
+            if explain is not None:
+                from causalprune.scoring import explained
+
+                scores = explained(
+                    scores, network, images, to_explain, batch_size=batch_size, seed=seed
+                )
             scores.save(out)
             _print(scores, out)
+
+
+def _classes(text: str | None) -> list[int] | None:
+    """Read class numbers; None where all are meant."""
+    if text is None or text == "all":
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidArgumentError(
+            f'--explain: expected classes such as "0,3", or all, got {text!r}'
+        ) from None
 
 
 def _of_several() -> bool:

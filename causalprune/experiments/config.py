@@ -40,6 +40,7 @@ _SINCE_THE_SCHEMA: dict[str, Any] = {
     "image_size": None,
     "weights": None,
     "check_by_ablation": True,
+    "explain": None,
 }
 """Fields that records may lack. Defaults are not written, so that records without them match."""
 
@@ -110,6 +111,10 @@ class RunConfig:
     check_by_ablation : bool
         Score by exact ablation, too, to compare the methods with; for a large network that takes
         hours.
+    explain : bool or None
+        Keep the explanatory graphs of (at most ten) classes for the first checkpoint, with an
+        example image of each class and its map (:func:`causalprune.scoring.explained`). None:
+        where there is the check by ablation, which takes about as long.
 
     Raises
     ------
@@ -151,6 +156,7 @@ class RunConfig:
     image_size: int | None = None
     weights: str | None = None
     check_by_ablation: bool = True
+    explain: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", tuple(self.methods))
@@ -182,6 +188,10 @@ class RunConfig:
         if not isinstance(self.check_by_ablation, bool):
             raise InvalidArgumentError(
                 f"check_by_ablation: expected true or false, got {self.check_by_ablation!r}"
+            )
+        if self.explain is not None and not isinstance(self.explain, bool):
+            raise InvalidArgumentError(
+                f"explain: expected true, false or none, got {self.explain!r}"
             )
         if self.weights is not None and not (isinstance(self.weights, str) and self.weights):
             raise InvalidArgumentError(
@@ -218,6 +228,11 @@ class RunConfig:
         if missing:
             raise RecordError(f"configuration: fields are missing: {', '.join(missing)}")
         return cls(**{name: values[name] for name in names if name in values})
+
+    @property
+    def explains(self) -> bool:
+        """Whether explanatory graphs are kept."""
+        return self.check_by_ablation if self.explain is None else self.explain
 
     def learning_rates(self) -> tuple[float, float]:
         """Return the largest step sizes in training and in retraining."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from causalprune.experiments.progress import Stages, stage
 from causalprune.experiments.records import read_json, write_json
 from causalprune.experiments.training import train
 from causalprune.experiments.weights import load_weights, save_weights, sha256_of
-from causalprune.scoring import Scores, resolve_method, score
+from causalprune.scoring import Scores, explained, resolve_method, score
 from causalprune.scoring.outcomes import DEFAULT_OUTCOME
 
 __all__ = [
@@ -160,13 +161,15 @@ def score_networks(
 ) -> tuple[dict[tuple[int, str], Scores], dict[tuple[int, str], str]]:
     """Score every network by every method and (unless told not to) by the reference.
 
-    Beside the scores, it is noted what went wrong.
+    Beside the scores, it is noted what went wrong. The first network's first scores hold
+    explanatory graphs where the configuration asks for them.
     """
     scores: dict[tuple[int, str], Scores] = {}
     problems: dict[tuple[int, str], str] = {}
     reference = (REFERENCE_METHOD,) if config.check_by_ablation else ()
     methods = list(dict.fromkeys([*config.methods, *reference]))
     title = f"scoring units by {', '.join(methods)}"
+    explained_yet = False
     with stage(title, len(networks) * len(methods), progress=progress) as advance:
         for number, model in enumerate(networks):
             for method in methods:
@@ -174,6 +177,7 @@ def score_networks(
                 advance(f"network {number}, {method}")
                 if file.is_file():
                     scores[number, method] = Scores.load(file)
+                    explained_yet |= "graph layers" in scores[number, method].tables
                     continue
                 try:
                     result = score(
@@ -186,9 +190,20 @@ def score_networks(
                 except Exception as error:  # recorded with every trial that needs these scores
                     problems[number, method] = f"{type(error).__name__}: {error}"
                     continue
+                if number == 0 and config.explains and not explained_yet:
+                    result, explained_yet = _with_explanations(result, model, splits), True
                 result.save(file)
                 scores[number, method] = result
     return scores, problems
+
+
+def _with_explanations(scores: Scores, model: nn.Module, splits: DataSplits) -> Scores:
+    """Add explanatory graphs, or a note why there are none: they are no part of any trial."""
+    try:
+        return explained(scores, model, splits.calibration, mean=splits.mean, std=splits.std)
+    except Exception as error:
+        note = f"explanatory graphs could not be made ({type(error).__name__}: {error})"
+        return replace(scores, notes=(*scores.notes, note))
 
 
 def _outcome_for(method: str, outcome: str) -> str:

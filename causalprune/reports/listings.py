@@ -158,6 +158,8 @@ def command(config: Mapping[str, Any]) -> list[str]:
             words += [option, str(config[key])]
     for method in config.get("methods", ()):
         words += ["--method", str(method)]
+    if config.get("explain") is not None:
+        words.append("--explain" if config["explain"] else "--no-explain")
     if config.get("ratios"):
         words += ["--ratios", ",".join(f"{ratio:g}" for ratio in config["ratios"])]
     return [shlex.quote(word) for word in (*words, "--out", "another-run")]

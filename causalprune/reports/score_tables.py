@@ -14,8 +14,35 @@ import pandas as pd
 
 from causalprune.errors import RecordError
 
+Values = np.ndarray[Any, Any]
+
 SCORE_COLUMNS = ("layer", "unit", "effect", "low", "high", "importance", "category")
 GRAPH_NODES, GRAPH_LAYERS = "graph nodes", "graph layers"
+GRAPH_CHECKS, GRAPH_EXAMPLES, GRAPH_PIXELS = "graph checks", "graph examples", "graph pixels"
+COLOURS = ["red", "green", "blue"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a class and a map over it.
+
+    Attributes
+    ----------
+    target : int
+        The class.
+    logit : float
+    layer : str
+        Whose causes the map is of; empty where there is no map.
+    pixels : ndarray [h, w, 3], uint8
+    map : ndarray [h, w], float64
+        In logits a pixel; NaN where there is none.
+    """
+
+    target: int
+    logit: float
+    layer: str
+    pixels: Values
+    map: Values
 
 
 @dataclass(frozen=True)
@@ -39,6 +66,10 @@ class ScoreTable:
         What the method refused or took at first order.
     graph_nodes, graph_layers : DataFrame
         Explanatory graphs of classes; empty where the scores hold none.
+    graph_checks : DataFrame
+        What these graphs and their maps are worth; empty where that was not looked at.
+    pictures : tuple of Picture
+        Example images of these classes.
     """
 
     checkpoint: str
@@ -51,6 +82,8 @@ class ScoreTable:
     notes: tuple[str, ...] = ()
     graph_nodes: pd.DataFrame = field(default_factory=pd.DataFrame)
     graph_layers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    graph_checks: pd.DataFrame = field(default_factory=pd.DataFrame)
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def has_effects(self) -> bool:
@@ -83,7 +116,12 @@ def read_scores(path: Path, place: str = "") -> ScoreTable:
             images = int(archive["n"].max(initial=0)) if "n" in archive.files else 0
             meta = json.loads(str(archive["meta"][()]))
             tables = meta.get("tables", {})
-            nodes, layers = (_table(archive, tables, name) for name in (GRAPH_NODES, GRAPH_LAYERS))
+            nodes, layers, checks = (
+                _table(archive, tables, name) for name in (GRAPH_NODES, GRAPH_LAYERS, GRAPH_CHECKS)
+            )
+            pictures = _pictures(
+                _table(archive, tables, GRAPH_EXAMPLES), _table(archive, tables, GRAPH_PIXELS)
+            )
         frame = pd.DataFrame(columns)
         method, outcome = str(meta["method"]), str(meta["outcome"])
         confidence = float(meta.get("confidence", 0.95))
@@ -93,9 +131,33 @@ def read_scores(path: Path, place: str = "") -> ScoreTable:
     checkpoint, dash, _ = path.stem.partition("-")
     named = checkpoint if dash and checkpoint.isdigit() else ""
     return ScoreTable(
-        named, method, outcome, frame, place, images, confidence, notes, nodes, layers
+        named,
+        method,
+        outcome,
+        frame,
+        place,
+        images,
+        confidence,
+        notes,
+        nodes,
+        layers,
+        checks,
+        pictures,
     )
 
 
 def _table(archive: Any, tables: Mapping[str, Any], name: str) -> pd.DataFrame:
     return pd.DataFrame({key: archive[f"tables/{name}/{key}"] for key in tables.get(name, ())})
+
+
+def _pictures(examples: pd.DataFrame, pixels: pd.DataFrame) -> tuple[Picture, ...]:
+    found = []
+    for row in examples.to_dict("records"):
+        own = pixels.loc[(pixels["class"] == row["class"]) & (pixels["example"] == row["example"])]
+        own = own.sort_values(["row", "column"])
+        size = int(row["height"]), int(row["width"])
+        colours = own[COLOURS].to_numpy(dtype=np.uint8).reshape(*size, 3)
+        values = own["map"].to_numpy(dtype=float).reshape(size)
+        told = int(row["class"]), float(row["logit"]), str(row["layer"])
+        found.append(Picture(*told, colours, values))
+    return tuple(found)

@@ -9,14 +9,14 @@ import pandas as pd
 
 from causalprune.analysis import AnalysisResult, Finding
 from causalprune.analysis.wording import OF_UNITS, amount, name_of, p_text, span, unit_of
-from causalprune.reports import effect_figures, explanation_figure, figures, listings, story
+from causalprune.reports import effect_figures, figures, listings, story
+from causalprune.reports.explanations import explanations
 from causalprune.reports.graph_figure import causal_graph
 from causalprune.reports.score_tables import ScoreTable
 from causalprune.reports.sources import Source
 
 PREFERRED = ("path", "ablation")
 MAX_LAYERS = 6
-MAX_CLASSES = 4
 
 
 def methods_of(trials: pd.DataFrame) -> list[str]:
@@ -82,15 +82,8 @@ def _units(scores: Sequence[ScoreTable]) -> dict[str, Any]:
         "scatter": scatter,
         "hidden": hidden,
         "agreement": listings.agreement(scores),
-        "graphs": _graphs(main),
-        "classes": explanation_figure.classes_of(main),
+        "explanations": explanations(list(tables.values())),
     }
-
-
-def _graphs(scores: ScoreTable) -> list[Any]:
-    classes = explanation_figure.classes_of(scores)[:MAX_CLASSES]
-    drawn = [(each, explanation_figure.explanatory_graph(scores, each)) for each in classes]
-    return [(each, drawing) for each, drawing in drawn if drawing]
 
 
 def analysis(result: AnalysisResult) -> dict[str, Any]:
