@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from html.parser import HTMLParser
 
+import matplotlib.image
+import numpy as np
+
+PNG = "data:image/png;base64,"
 VOID = frozenset({"meta", "img", "br", "link", "hr"})
 
 
 class Page(HTMLParser):
     """Collects text, tags, figures, names and links, and all that would be loaded.
 
-    `figures` are the titles of the SVGs (None for one without), `boxes` their view boxes.
+    `figures` are the titles of the SVGs (None for one without), `boxes` their view boxes,
+    `pictures` the pixels [h, w, 4] of images that the page itself holds.
     """
 
     def __init__(self, html: str) -> None:
@@ -24,6 +31,7 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.links: list[str] = []
         self.loads: list[str] = []
+        self.pictures: list[np.ndarray] = []
         self.feed(html)
         assert self.stack == []
 
@@ -33,13 +41,16 @@ class Page(HTMLParser):
         if tag == "svg":
             self.figures.append(None)
             self.boxes.append(values["viewbox"])
-        if tag in {"script", "link", "iframe", "object", "img", "image"}:
+        if tag in {"script", "link", "iframe", "object", "img"}:
             self.loads.append(tag)
         if "id" in values:
             self.ids.append(values["id"])
         for key in ("src", "href", "xlink:href"):
             if key in values and values[key].startswith("#"):
                 self.links.append(values[key][1:])
+            elif tag == "image" and values.get(key, "").startswith(PNG):
+                content = io.BytesIO(base64.b64decode(values[key][len(PNG) :]))
+                self.pictures.append(matplotlib.image.imread(content))
             elif key in values:
                 self.loads.append(values[key])
         if tag not in VOID:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -199,6 +201,18 @@ def write_run(folder: Path, table: pd.DataFrame, *, seed: int = 0) -> Path:
 
 
 LAYERS = (("conv1", 6), ("conv2", 16), ("fc1", 120), ("fc2", 84))
+
+
+def add_tables(path: Path, tables: dict[str, dict[str, Any]], notes: Sequence[str] = ()) -> None:
+    """Add tables and notes to a score file, in the layout of the scoring room."""
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    meta = json.loads(str(arrays["meta"]))
+    for name, table in tables.items():
+        arrays |= {f"tables/{name}/{key}": np.array(values) for key, values in table.items()}
+    columns = {name: list(table) for name, table in tables.items()}
+    arrays["meta"] = np.array(json.dumps(meta | {"tables": columns, "notes": list(notes)}))
+    np.savez(path, **arrays)
 
 
 def write_scores(path: Path, units: list[tuple[str, int]], effect: np.ndarray, method: str) -> None:

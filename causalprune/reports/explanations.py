@@ -116,8 +116,7 @@ def _missing(table: ScoreTable, reasons: Mapping[int, str]) -> list[str]:
     """Say of which classes something is missing, and why."""
     by_reason: dict[str, list[str]] = {}
     for target, reason in reasons.items():
-        text = reason.replace(f"class {target} ", "the class ")
-        by_reason.setdefault(text, []).append(str(target))
+        by_reason.setdefault(reason, []).append(str(target))
     told = [
         f"{'Class' if len(own) == 1 else 'Classes'} {listed(own)}: {reason}."
         for reason, own in by_reason.items()

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import simulated_units
+from explained_class import explained_class
 from simulated_classes import with_classes
-from simulated_trials import write_run
+from simulated_trials import add_tables, write_run
 
 from causalprune.reports import report
 
@@ -68,6 +69,7 @@ def opened(folder: Path, page: str, width: int) -> tuple[dict, str]:
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 def test_page_fits_a_phone_and_asks_for_nothing(tmp_path):
     folder = write_run(tmp_path / "run", with_classes(1, {2: 0.5}))
+    add_tables(folder / "scores" / "0-path.npz", explained_class())
     page = report(folder, tmp_path / "report.html", analyses=()).read_text("utf-8")
     assert "<script" not in page
     assert 'id="classes"' in page
@@ -80,6 +82,7 @@ def test_page_fits_a_phone_and_asks_for_nothing(tmp_path):
     assert len(found["figures"]) >= 11
     assert all(width > 200 and height > 60 for width, height, _ in found["figures"])
     assert found["texts"] > 100
+    assert page.count("data:image/png") == 3
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from report_pages import Page
-from simulated_trials import LAYERS, simulate, write_run, write_scores
+from simulated_trials import LAYERS, add_tables, simulate, write_run, write_scores
 
 from causalprune.errors import RecordError
 from causalprune.experiments.records import SHIFT_COLUMNS, TRIAL_COLUMNS
@@ -139,26 +139,21 @@ def test_scores_alone_have_effects_categories_and_graphs(tmp_path):
     effect = np.random.default_rng(0).gamma(0.6, 0.05, len(units)) - 0.004
     path = tmp_path / "scores.npz"
     write_scores(path, units, effect, "path")
-    with np.load(path) as archive:
-        arrays = dict(archive)
-    meta = json.loads(str(arrays["meta"]))
     layers = {"class": [3, 3], "step": [0, 1], "layer": ["fc2", "fc1"]}
     nodes = {
-        "class": [3, 3, 3], "step": [0, 0, 1], "parent": ["fc1", "fc1", "conv2"],
-        "unit": [4, 5, 1], "effect": [-2.0, -1.0, -0.5], "cause": [True, False, True],
+        "class": [3, 3, 3], "step": [0, 0, 1], "layer": ["fc2", "fc2", "fc1"],
+        "parent": ["fc1", "fc1", "conv2"], "unit": [4, 5, 1], "effect": [-2.0, -1.0, -0.5],
+        "cause": [True, False, True],
     }  # fmt: skip
-    for name, table in (("graph layers", layers), ("graph nodes", nodes)):
-        arrays |= {f"tables/{name}/{key}": np.array(values) for key, values in table.items()}
-    tables = {"graph layers": list(layers), "graph nodes": list(nodes)}
-    arrays["meta"] = np.array(json.dumps(meta | {"tables": tables, "notes": ["fc3: refused"]}))
-    np.savez(path, **arrays)
+    add_tables(path, {"graph layers": layers, "graph nodes": nodes}, notes=["fc3: refused"])
     page = Page(report(path, tmp_path / "report.html").read_text("utf-8"))
-    critical = int((arrays["category"] == "critical").sum())
+    with np.load(path) as archive:
+        critical = int((archive["category"] == "critical").sum())
     assert f"Of 226 units, {critical} are critical" in page.text
     assert "Units that cause the logit of class 3" in page.figures
     assert "fc1 4 -2" in page.text
     assert "fc1 5 -1" not in page.text
-    assert "no attribution maps" in page.text
+    assert "hold no example images" in page.text
     assert "fc3: refused" in page.text
     assert "The causal effect of pruning" not in page.text
 
