@@ -14,9 +14,10 @@ import pandas as pd
 from causalprune.analysis import AnalysisResult
 from causalprune.analysis.wording import DASH
 from causalprune.experiments.class_rows import class_counts
+from causalprune.reports.names import place_name
 from causalprune.reports.numbers import KIB, half_width, points, share, signed
 from causalprune.reports.score_tables import ScoreTable
-from causalprune.reports.sources import Source, place_name
+from causalprune.reports.sources import Source
 
 # Keys of a run's configuration that the command line takes one value for.
 OPTIONS = {

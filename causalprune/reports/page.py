@@ -217,7 +217,9 @@ def _particular(
         return {
             "title": pruned_network.headline(pruned),
             "lead": pruned_network.lead(pruned),
-            "doubtful": pruned_network.doubts(pruned)[:1],
+            "doubtful": pruned_network.doubts(pruned)[
+                : 1 if pruned.summary.get("reached", True) else 2
+            ],
             "limits": pruned_network.doubts(pruned),
             "config": listings.settings(settings),
             "machines": [listings.settings(pruned.summary.get("machine") or {})],

@@ -14,6 +14,7 @@ from causalprune.errors import RecordError
 from causalprune.experiments.records import read_json
 from causalprune.reports import figures
 from causalprune.reports.effect_figures import shares_by_group
+from causalprune.reports.names import COUNTED, network_name
 from causalprune.reports.numbers import KIB, count, points, share, signed
 from causalprune.reports.style import Drawing
 
@@ -41,7 +42,7 @@ class PrunedNetwork:
     @property
     def name(self) -> str:
         """What the network is called."""
-        return str(self.summary.get("network") or "The network")
+        return network_name(self.summary.get("network") or "The network")
 
 
 def is_pruned_folder(path: Path) -> bool:
@@ -87,9 +88,10 @@ def lead(pruned: PrunedNetwork) -> list[str]:
     summary, (before, after) = pruned.summary, _sizes(pruned)
     units = sum(row["units"] - row["kept"] for row in pruned.plan["table"])
     method = summary.get("method") or "a plan"
+    of = str(summary.get("of", "parameters"))
     told = [
         f"{count(units, 'unit')} were taken out, ranked by “{method}”: "
-        f"{share(float(summary['achieved_ratio']), 1)} of {summary.get('of', 'parameters')}"
+        f"{share(float(summary['achieved_ratio']), 1)} of {COUNTED.get(of, of)}"
         + (f" of the {share(float(summary['ratio']), 1)} asked for" if summary.get("ratio") else "")
         + f". Multiply-accumulates fell by {share(1 - after['macs'] / before['macs'])}."
     ]
@@ -110,10 +112,11 @@ def lead(pruned: PrunedNetwork) -> list[str]:
 
 def doubts(pruned: PrunedNetwork) -> list[str]:
     """Say what the numbers do not show."""
-    found = ["This is one network: another, trained from another seed, may lose more or less."]
+    found = []
     if not pruned.summary.get("reached", True):
         stopped = pruned.summary.get("stopped") or "no more units could go"
         found.append(f"The target was not reached: {stopped}.")
+    found.append("This is one network: another, trained from another seed, may lose more or less.")
     if pruned.summary.get("change"):
         found.append("Accuracy is of plain test images; shifted images were not tried.")
     found.append("Latency is of one machine and one image at a time.")

@@ -16,6 +16,7 @@ from causalprune.experiments.records import TRIALS_FILE, read_json
 from causalprune.experiments.shift_rows import has_shift_rows, rows_by_shift
 from causalprune.experiments.store_reader import StudyReader
 from causalprune.experiments.store_schema import STORE_FILE
+from causalprune.reports.names import place_name
 from causalprune.reports.pruned_network import PrunedNetwork, is_pruned_folder, read_pruned
 from causalprune.reports.score_tables import ScoreTable, read_scores
 from causalprune.reports.unit_tables import UnitReport, read_unit_report, tables_of
@@ -37,10 +38,6 @@ NUMERIC = (
     "output_difference",
 )
 NEEDED = ("checkpoint", "method", "ratio", "achieved_ratio", "accuracy_before", "accuracy")
-NETWORK_NAMES = {"lenet5": "LeNet-5", "lenet300": "LeNet-300-100", "debbi": "Debbi"} | {
-    f"resnet{depth}": f"ResNet-{depth}" for depth in (18, 20, 32, 34, 50, 56)
-}
-DATA_NAMES = {"mnist": "MNIST", "cifar-subset": "a CIFAR-10 subset", "cifar10": "CIFAR-10"}
 READABLE = (
     "a Study, the folder of a study, a run, a pruned network or units, a table (.csv, .parquet, "
     "study.db), a score file (.npz) or a DataFrame"
@@ -200,12 +197,6 @@ def _read_study(folder: Path) -> Source:
         analyses=_read_analyses(folder / "analysis.json", problems),
         problems=tuple(problems),
     )
-
-
-def place_name(network: Any, data: Any) -> str:
-    """Name a network and its data set: ``"LeNet-5 on MNIST"``."""
-    name = NETWORK_NAMES.get(str(network), str(network))
-    return f"{name} on {DATA_NAMES.get(str(data), str(data))}" if data is not None else name
 
 
 def _completed(table: pd.DataFrame) -> pd.DataFrame:

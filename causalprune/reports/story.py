@@ -12,9 +12,10 @@ import pandas as pd
 from causalprune.analysis import AnalysisResult
 from causalprune.analysis.wording import MINUS, name_of, p_text
 from causalprune.reports.losses import Losses
+from causalprune.reports.names import place_name
 from causalprune.reports.numbers import KIB, count, half_width, listed, points, share
 from causalprune.reports.score_tables import ScoreTable
-from causalprune.reports.sources import Source, place_name
+from causalprune.reports.sources import Source
 
 if TYPE_CHECKING:
     from causalprune.reports.class_losses import ByClass

@@ -185,7 +185,7 @@ def test_a_pruned_network_is_set_beside_the_one_it_came_from(tmp_path):
     change = {"value": -0.02, "low": -0.03, "high": -0.01, "n": 450}
     folder = pruned_folder(tmp_path / "pruned", change=change)
     page = Page(report(folder, tmp_path / "report.html").read_text("utf-8"))
-    assert "lenet5 lost 60 % of its parameters for 2.0 points of accuracy" in page.text
+    assert "LeNet-5 lost 60 % of its parameters for 2.0 points of accuracy" in page.text
     assert "90 units were taken out" in page.text
     assert "4,000 2,080 \N{MINUS SIGN}48.0 %" in page.text
     assert "Why the run ended: no unit left that may go" in page.text
