@@ -19,6 +19,8 @@ from causalprune.reports.style import Drawing
 WIDTH = 4.9
 BINS = 20
 MAX_ROWS = 40
+MAPPED = 60
+"""Layers of an effect map."""
 
 
 def forest(findings: Sequence[Finding]) -> Drawing | None:
@@ -148,7 +150,7 @@ def check_scatter(cheap: ScoreTable, exact: ScoreTable) -> tuple[Drawing | None,
 
 def effect_map(scores: ScoreTable) -> Drawing | None:
     """Layer by layer, units from the strongest to the weakest, squeezed to one width."""
-    groups = list(scores.frame.groupby("layer", sort=False))[:MAX_ROWS]
+    groups = list(scores.frame.groupby("layer", sort=False))[:MAPPED]
     if len(groups) < 2:
         return None
     cells = np.full((len(groups), BINS), np.nan)

@@ -75,8 +75,11 @@ def _units(scores: Sequence[ScoreTable]) -> dict[str, Any]:
         "outcome": main.outcome,
         "has_effects": main.has_effects,
         "confidence": f"{100 * main.confidence:g}",
-        "layers": [effect_figures.unit_effects(main, layer) for layer in layers[:MAX_LAYERS]],
+        "layers": [effect_figures.unit_effects(main, layer) for layer in _strongest(main, layers)],
         "more_layers": max(0, len(layers) - MAX_LAYERS),
+        "mapped": "Every layer"
+        if len(layers) <= effect_figures.MAPPED
+        else f"The first {effect_figures.MAPPED} of {len(layers)} layers, each",
         "map": effect_figures.effect_map(main),
         "categories": listings.categories(main) if main.has_categories else [],
         "scatter": scatter,
@@ -84,6 +87,13 @@ def _units(scores: Sequence[ScoreTable]) -> dict[str, Any]:
         "agreement": listings.agreement(scores),
         "explanations": explanations(list(tables.values())),
     }
+
+
+def _strongest(scores: ScoreTable, layers: Sequence[str]) -> list[str]:
+    """Return the layers whose strongest units matter most, in the network's order."""
+    top = scores.frame.groupby("layer")[scores.column].agg(lambda values: values.abs().max())
+    chosen = set(top.sort_values(ascending=False, kind="stable").index[:MAX_LAYERS])
+    return [layer for layer in layers if layer in chosen]
 
 
 def analysis(result: AnalysisResult) -> dict[str, Any]:

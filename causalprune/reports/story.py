@@ -244,13 +244,20 @@ def headline_of_scores(scores: ScoreTable) -> str:
     if not scores.has_categories:
         return f"{count(len(frame), 'unit')} ranked by “{scores.method}”"
     counts = frame["category"].value_counts()
-    critical, idle = (int(counts.get(name, 0)) for name in ("critical", "detrimental"))
-    verb = "is" if critical == 1 else "are"
-    return (
-        f"Of {count(len(frame), 'unit')}, {critical} {verb} critical, "
-        f"{int(counts.get('neutral', 0))} make no difference that could be shown, and the network "
-        f"would do better without {idle}"
+    critical, neutral, idle = (
+        int(counts.get(name, 0)) for name in ("critical", "neutral", "detrimental")
     )
+    told = []
+    if critical:
+        told.append(f"{critical:,} {'is' if critical == 1 else 'are'} critical")
+    if neutral:
+        verb = "makes" if neutral == 1 else "make"
+        told.append(f"{neutral:,} {verb} no difference that could be shown")
+    if idle:
+        told.append(f"the network would do better without {idle:,}")
+    if len(told) > 1:
+        told[-1] = f"and {told[-1]}"
+    return f"Of {count(len(frame), 'unit')}, {', '.join(told)}"
 
 
 def lead_of_scores(scores: ScoreTable) -> list[str]:

@@ -185,14 +185,21 @@ def _for_the_page(svg: str, title: str, description: str) -> str:
     body = re.sub(r"'DejaVu Sans'(, [^;\"']*)?", "inherit", body)
     body = _own_names(body, hashlib.sha256(body.encode()).hexdigest()[:8])
     body = re.sub(r"\n\s*", "\n", body)
-    # A hundredth of a point is finer than any screen.
-    body = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", body)
+    body = re.sub(r"<[^>]*>", _rounded, body)
     told = f"<desc>{html.escape(description)}</desc>" if description else ""
     width = float(box.split()[2])
     return (
         f'<svg viewBox="{box}" role="img" style="max-width: {1.35 * width:.0f}px">\n'
         f"<title>{html.escape(title)}</title>{told}{body.strip()}"
     )
+
+
+def _rounded(tag: re.Match[str]) -> str:
+    """Round the places in a tag: a hundredth of a point is finer than any screen.
+
+    What stands between tags are numbers that the reader sees, and stay.
+    """
+    return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", tag[0])
 
 
 def _own_names(body: str, prefix: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from explained_class import GRAPH, checks, picture, tables_of
 from report_pages import Page
@@ -14,7 +15,8 @@ from simulated_trials import LAYERS, add_tables, write_scores
 from causalprune.errors import RecordError
 from causalprune.reports import report
 from causalprune.reports.picture_figure import example_picture, regions
-from causalprune.reports.score_tables import Picture
+from causalprune.reports.score_tables import Picture, ScoreTable
+from causalprune.reports.story import headline_of_scores
 
 
 def page_of(tmp_path: Path, tables: dict[str, dict[str, Any]]) -> Page:
@@ -96,3 +98,20 @@ def test_an_image_without_a_map_is_shown_alone() -> None:
     drawing = example_picture(shown)
     assert drawing.rows == () and drawing.svg.count("<image") == 1
     assert "<title>An image of class 2</title>" in drawing.svg
+
+
+def test_the_headline_leaves_out_what_there_is_none_of() -> None:
+    def headline(*categories: str) -> str:
+        frame = pd.DataFrame({"category": list(categories), "effect": 0.0})
+        return headline_of_scores(ScoreTable("", "path", "loss", frame))
+
+    assert headline("critical", "neutral") == (
+        "Of 2 units, 1 is critical, and 1 makes no difference that could be shown"
+    )
+    assert headline(*["neutral"] * 1200) == (
+        "Of 1,200 units, 1,200 make no difference that could be shown"
+    )
+    assert headline("critical", "critical", "neutral", "detrimental").endswith(
+        "2 are critical, 1 makes no difference that could be shown, and the network would do "
+        "better without 1"
+    )

@@ -16,7 +16,7 @@ from simulated_trials import simulate, write_run
 
 from causalprune.analysis import Finding, analyze, save_analyses
 from causalprune.errors import InvalidArgumentError, OutputExistsError, RecordError
-from causalprune.reports import listings, numbers, report, score_tables, sources, story
+from causalprune.reports import listings, numbers, report, score_tables, sources, story, style
 
 HEADINGS = (
     "In short",
@@ -274,3 +274,15 @@ def test_bad_arguments(run, tmp_path):
     with pytest.raises(RecordError):
         report(tmp_path / "no-run", tmp_path / "a.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_at_the_axes_are_not_rounded():
+    def paint(figure):
+        axes = figure.subplots()
+        axes.plot([0, 1], [0.00123456, 0.2])
+        axes.set_yticks([0.0025, 0.125])
+
+    svg = style.draw(3, 2, paint, title="ticks")
+    assert "0.0025</text>" in svg and "0.1250</text>" in svg
+    places = re.search(r'<path d="(M [^"]+)"[^>]*clip-path', svg)
+    assert places and not re.search(r"\d\.\d{3}", places[1])
