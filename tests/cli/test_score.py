@@ -90,6 +90,19 @@ def test_it_writes_what_score_gives(small: tuple[str, ...], tmp_path: Path) -> N
     assert result.output.splitlines()[-1] == f"scores: {out}"
 
 
+def test_classes_are_explained_when_asked(small: tuple[str, ...], tmp_path: Path) -> None:
+    out = tmp_path / "scores.npz"
+    arguments = (*small, "--method", "l1", "--out", str(out), "--force")
+    assert _run(*arguments).exit_code == 0 and Scores.load(out).tables == {}
+    assert _run(*arguments, "--explain", "all").exit_code == 0
+    checks = Scores.load(out).tables["graph checks"]
+    assert list(checks["class"]) == [0, 1, 2] and (checks["reason"] == "").any()
+    assert _run(*arguments, "--explain", "2").exit_code == 0
+    assert list(Scores.load(out).tables["graph checks"]["class"]) == [2]
+    refused = _refused(*small, "--out", str(tmp_path / "no.npz"), "--explain", "cat")
+    assert "--explain: expected classes" in refused
+
+
 def test_an_existing_file_is_kept_unless_forced(small: tuple[str, ...], tmp_path: Path) -> None:
     out = tmp_path / "scores.npz"
     out.write_text("mine")

@@ -47,6 +47,7 @@ def test_round_trip_through_json() -> None:
         ({"image_size": 0}, "image_size: expected at least 1, got 0"),
         ({"image_size": "32"}, "image_size: expected an integer, got '32'"),
         ({"weights": 3}, "weights: expected the path of a file or folder, got 3"),
+        ({"explain": 1}, "explain: expected true, false or none, got 1"),
         ({"check_by_ablation": "no"}, "check_by_ablation: expected true or false, got 'no'"),
     ],
 )
@@ -73,15 +74,22 @@ def test_other_schemas_and_missing_fields_are_refused() -> None:
 
 def test_records_from_before_a_field_are_read_as_its_default() -> None:
     values = RunConfig().to_dict()
-    assert not {"image_size", "weights", "check_by_ablation"} & set(values)
-    later = RunConfig(image_size=64, weights="a.pt", check_by_ablation=False)
+    assert not {"image_size", "weights", "check_by_ablation", "explain"} & set(values)
+    later = RunConfig(image_size=64, weights="a.pt", check_by_ablation=False, explain=True)
     assert RunConfig.from_dict(values) == RunConfig()
     assert RunConfig.from_dict(later.to_dict()) == later
     assert RunConfig().differences(later) == [
         "image_size: None -> 64",
         "weights: None -> a.pt",
         "check_by_ablation: True -> False",
+        "explain: None -> True",
     ]
+
+
+def test_classes_are_explained_where_ablation_is_affordable() -> None:
+    assert RunConfig().explains and not RunConfig(check_by_ablation=False).explains
+    assert not RunConfig(explain=False).explains
+    assert RunConfig(explain=True, check_by_ablation=False).explains
 
 
 def test_every_cell_once_in_an_order_that_follows_the_seed() -> None:

@@ -185,6 +185,23 @@ def test_what_lies_in_the_folder(finished: RunResult) -> None:
     assert RunConfig.from_dict(config) == SMALL
 
 
+def test_the_first_scores_explain_the_classes(finished: RunResult) -> None:
+    files = sorted((finished.out / "scores").iterdir())
+    holding = [file.name for file in files if "graph checks" in Scores.load(file).tables]
+    assert holding == ["0-path.npz"]
+    scores = Scores.load(finished.out / "scores" / "0-path.npz")
+    checks = scores.tables["graph checks"].set_index("class")
+    explained = checks.index[checks["reason"] == ""]
+    assert len(explained) > 0
+    assert set(scores.tables["graph examples"]["class"]) == set(explained)
+    assert "class" in "".join(checks["reason"]) or len(explained) == 10
+    # In the digits' own grey values: black behind the digit, near white within.
+    pixels = scores.tables["graph pixels"]
+    for _, own in pixels.groupby("class"):
+        assert own["red"].min() == 0 and own["red"].max() > 150
+    assert scores.graph(int(explained[0])).layers[0].layer == "fc3"
+
+
 def test_path_effects_are_checked_against_exact_ablation(finished: RunResult) -> None:
     checks = json.loads((finished.out / "checks.json").read_text())
     assert checks == finished.checks and checks["problems"] == []

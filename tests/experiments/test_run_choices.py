@@ -15,8 +15,9 @@ from causalprune.errors import (
     InvalidArgumentError,
     UnknownNameError,
 )
-from causalprune.experiments import build_network, run_experiment
+from causalprune.experiments import build_network, preparation, run_experiment
 from causalprune.measures import count_macs, count_parameters, parameter_bytes
+from causalprune.scoring import Scores
 
 
 @pytest.mark.parametrize(
@@ -124,3 +125,17 @@ def test_real_mnist(real_data: Path, tmp_path: Path) -> None:
     assert trials.loc[0.0, "accuracy"] > 0.93
     assert trials.loc[0.6, "accuracy"] > 0.9
     assert trials.loc[0.6, "parameters"] < 0.45 * trials.loc[0.0, "parameters"]
+
+
+def test_a_run_does_without_explanations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> Scores:
+        raise ZeroDivisionError("no map")
+
+    monkeypatch.setattr(preparation, "explained", broken)
+    config = replace(SMALL, methods=("l1",), ratios=(0.5,), checkpoints=1, epochs=1)
+    for name, explain in (("asked", None), ("not", False)):
+        result = run_experiment(replace(config, explain=explain), tmp_path / name, progress=False)
+        assert result.n_failed == 0
+    scores = Scores.load(tmp_path / "asked" / "scores" / "0-l1.npz")
+    assert scores.notes[-1] == "explanatory graphs could not be made (ZeroDivisionError: no map)"
+    assert Scores.load(tmp_path / "not" / "scores" / "0-l1.npz").notes == scores.notes[:-1]
