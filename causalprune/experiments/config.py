@@ -114,7 +114,7 @@ class RunConfig:
     explain : bool or None
         Keep the explanatory graphs of (at most ten) classes for the first checkpoint, with an
         example image of each class and its map (:func:`causalprune.scoring.explained`). None:
-        where there is the check by ablation, which takes about as long.
+        where there is the check by ablation, which takes about half as long.
 
     Raises
     ------

@@ -12,7 +12,9 @@ from causalprune.reports.numbers import count, listed, share, signed
 from causalprune.reports.picture_figure import example_picture
 from causalprune.reports.score_tables import Picture, ScoreTable
 
-OPEN = 3
+OPEN, OF_A_STUDY = 3, 2
+"""Classes that are shown unfolded; and at all, where a page is about several networks."""
+
 CLEAR = 0.1
 """Difference of shares below which a graph does no better than chance."""
 
@@ -28,7 +30,9 @@ def explanations(scores: Sequence[ScoreTable]) -> dict[str, Any] | None:
         for row in table.graph_checks.to_dict("records")
         if row["class"] == row["class"]
     }
-    found = [_one(table, target, checks.get(target, {})) for target in classes_of(table)]
+    classes = classes_of(table)
+    shown = classes[:OF_A_STUDY] if table.place else classes
+    found = [_one(table, target, checks.get(target, {})) for target in shown]
     drawn = [each for each in found if each["graph"]]
     reasons = {k: str(row["reason"]) for k, row in checks.items() if row["reason"]}
     return {
@@ -36,7 +40,7 @@ def explanations(scores: Sequence[ScoreTable]) -> dict[str, Any] | None:
         "summary": _summary(list(checks.values())),
         "open": drawn[:OPEN],
         "folded": drawn[OPEN:],
-        "missing": _missing(table, reasons),
+        "missing": _missing(table, reasons) + _left_out(classes[len(shown) :]),
     }
 
 
@@ -110,6 +114,13 @@ def _summary(checks: Sequence[Mapping[Any, Any]]) -> list[str]:
             f"elsewhere for {better} of {len(falls)} classes."
         )
     return told
+
+
+def _left_out(classes: Sequence[int]) -> list[str]:
+    if not classes:
+        return []
+    names = listed([str(each) for each in classes])
+    return [f"The score file has {'class' if len(classes) == 1 else 'classes'} {names}, too."]
 
 
 def _missing(table: ScoreTable, reasons: Mapping[int, str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from simulated_trials import LAYERS, add_tables, write_scores
 
 from causalprune.errors import RecordError
 from causalprune.reports import report
+from causalprune.reports.explanations import explanations
 from causalprune.reports.picture_figure import example_picture, regions
-from causalprune.reports.score_tables import Picture, ScoreTable
+from causalprune.reports.score_tables import Picture, ScoreTable, read_scores
 from causalprune.reports.story import headline_of_scores
 
 
@@ -70,6 +72,22 @@ def test_scores_without_pictures_say_so(tmp_path: Path) -> None:
     assert "These scores hold no example images, so there are no maps" in page.text
     assert page.pictures == [] and "Can it be believed" not in page.text
     assert "What explains a class" not in page_of(tmp_path, {}).headings
+
+
+def test_a_study_shows_two_classes_of_each_network(tmp_path: Path) -> None:
+    page_of(tmp_path, GRAPH)
+    table = read_scores(tmp_path / "s.npz", "LeNet-5 on MNIST")
+    frames = {"graph_nodes": table.graph_nodes, "graph_layers": table.graph_layers}
+    of_four: dict[str, Any] = {
+        name: pd.concat([frame.assign(**{"class": k}) for k in range(4)])
+        for name, frame in frames.items()
+    }
+    found = explanations([replace(table, **of_four)])
+    assert found is not None and [each["target"] for each in found["open"]] == [0, 1]
+    assert found["missing"][-1] == "The score file has classes 2 and 3, too."
+    alone = explanations([replace(table, place="", **of_four)])
+    assert alone is not None
+    assert [each["target"] for each in alone["open"] + alone["folded"]] == [0, 1, 2, 3]
 
 
 def test_pixels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
