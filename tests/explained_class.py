@@ -22,8 +22,9 @@ GRAPH: dict[str, dict[str, Any]] = {
 
 def checks(**changed: Any) -> dict[str, Any]:
     found = {
-        "class": 3, "kept": 2, "units": 9, "recognised_kept": 0.95, "recognised_random": 0.3,
-        "recognised_without": 0.05, "logit": 9.0, "logit_kept": 11.0, "logit_random": 1.0,
+        "class": 3, "name": "cat & <b>", "kept": 2, "units": 9,
+        "recognised_kept": 0.95, "recognised_random": 0.3, "recognised_without": 0.05,
+        "logit": 9.0, "logit_kept": 11.0, "logit_random": 1.0,
         "logit_without": -1.0, "map_layer": "fc1", "fall_mapped": 6.5, "fall_elsewhere": 0.6,
         "reason": "",
     }  # fmt: skip

@@ -200,7 +200,14 @@ def score_networks(
 def _with_explanations(scores: Scores, model: nn.Module, splits: DataSplits) -> Scores:
     """Add explanatory graphs, or a note why there are none: they are no part of any trial."""
     try:
-        return explained(scores, model, splits.calibration, mean=splits.mean, std=splits.std)
+        return explained(
+            scores,
+            model,
+            splits.calibration,
+            mean=splits.mean,
+            std=splits.std,
+            names=splits.classes,
+        )
     except Exception as error:
         note = f"explanatory graphs could not be made ({type(error).__name__}: {error})"
         return replace(scores, notes=(*scores.notes, note))

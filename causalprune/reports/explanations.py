@@ -50,6 +50,7 @@ def _one(table: ScoreTable, target: int, check: Mapping[Any, Any]) -> dict[str, 
     pictures = [each for each in table.pictures if each.target == target]
     return {
         "target": target,
+        "name": "" if check.get("name") in (None, str(target)) else f": {check['name']}",
         "graph": explanatory_graph(table, target),
         "caption": graph_caption(table, target),
         "pictures": [(example_picture(each), _caption(each)) for each in pictures],

@@ -44,10 +44,10 @@ def report(
     accuracy against removal by method, for each network; what shrank; what single classes lost,
     and which of them are hurt more than others; what was lost under shifts, with prune potentials
     and the guideline of Lost in Pruning; what each layer lost; the effects of single units, their
-    check against exact ablation and the explanatory graphs of classes; the causal graph, the
-    dose-response curve, further findings and the refutations; limits, and how it was made. Parts
-    without data are left out. Figures are SVG in the page, with their numbers as a table; the page
-    loads nothing and reads on phones, on paper and on dark screens.
+    check against exact ablation and the explanatory graphs of classes, each with an image and a
+    map; the causal graph, the dose-response curve, further findings and the refutations; limits,
+    and how it was made. Parts without data are left out. Figures are SVG in the page, with their
+    numbers as a table; the page loads nothing and reads on phones, on paper and on dark screens.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ def explained(
     seed: int = 0,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
+    names: Sequence[str] = (),
 ) -> Scores:
     """Add explanatory graphs of classes to scores, with example images, maps and checks.
 
@@ -66,6 +67,8 @@ def explained(
     mean, std : float or sequence of float, optional
         That images were standardised with, one or one a channel, so that they are stored in their
         colours. Default: from each image's smallest value to its largest.
+    names : sequence of str
+        Of the classes, by number, for readers of ``"graph checks"``; where there are none, numbers.
 
     Returns
     -------
@@ -108,6 +111,7 @@ def explained(
             examples=examples,
             max_images=max_images,
             colours=(mean, std),
+            names=names,
             lenient=True,
         )
     added = {name: as_table(name, columns) for name, columns in tables.items()}
@@ -131,6 +135,7 @@ def explanation_tables(
     examples: int = 1,
     max_images: int = 100,
     colours: tuple[Any, Any] = (None, None),
+    names: Sequence[str] = (),
     lenient: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Tables of several classes; see :func:`explained`. The model is in eval mode.
@@ -156,7 +161,7 @@ def explanation_tables(
             layer = told[k].map_layer
             pictures += _pictures(model, network, images[k], graph, examples, colours, layer)
     tables = tables_of(list(graphs.values()))
-    tables[CHECKS] = _columns([{"class": k} | asdict(told[k]) for k in classes])
+    tables[CHECKS] = _check_rows({k: told[k] for k in classes}, names)
     if pictures:
         tables |= {EXAMPLES: _example_rows(pictures), PIXELS: _pixel_rows(pictures)}
     return tables
@@ -251,9 +256,14 @@ def _small(images: Tensor) -> Tensor:
     )
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    names = ["class", *(f.name for f in fields(GraphCheck))]
-    return {name: [row[name] for row in rows] for name in names}
+def _check_rows(told: Mapping[int, GraphCheck], names: Sequence[str]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {
+        "class": list(told),
+        "name": [str(names[k]) if k < len(names) else str(k) for k in told],
+    }
+    for column in fields(GraphCheck):
+        found[column.name] = [getattr(check, column.name) for check in told.values()]
+    return found
 
 
 def _example_rows(pictures: Sequence[_Picture]) -> dict[str, list[Any]]:

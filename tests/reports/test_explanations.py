@@ -34,7 +34,7 @@ def test_graph_image_and_map_of_a_class_stand_in_the_page(tmp_path: Path) -> Non
     assert page.loads == []
     assert "Units that cause the logit of class 3" in page.figures
     title = "An image of class 3 and where the kept units find the class in it"
-    assert title in page.figures and "Class 3" in page.headings
+    assert title in page.figures and "Class 3: cat & <b>" in page.headings
     image, overlaid, legend = page.pictures
     np.testing.assert_array_equal((255 * image[..., :3]).round().astype(int), shown.pixels)
     red, blue = overlaid[..., 0], overlaid[..., 2]

@@ -72,7 +72,7 @@ def test_explained_scores_hold_pictures_and_checks(tmp_path: Path) -> None:
     model, images = planted(), bright(15, 10, 8)
     labels = torch.zeros(15, dtype=torch.int64)
     plain = score(model, images, method="l1")
-    scores = explained(plain, model, (images, labels), [0, 1], mean=0.25, std=0.5)
+    scores = explained(plain, model, (images, labels), [0, 1], mean=0.25, std=0.5, names=("cat",))
     again = Scores.load(scores.save(tmp_path / "scores.npz"))
     assert plain.tables == {} and again.graph(0).kept == {"0": (0,)}
     examples, pixels = again.tables["graph examples"], again.tables["graph pixels"]
@@ -88,6 +88,7 @@ def test_explained_scores_hold_pictures_and_checks(tmp_path: Path) -> None:
     expected = 2 * images[middle, 0].relu() / 80
     np.testing.assert_allclose(pixels["map"].to_numpy().reshape(10, 8), expected, rtol=2e-3)
     checks = again.tables["graph checks"].set_index("class")
+    assert list(checks["name"]) == ["cat", "1"]
     found = checks.loc[0]
     # Only channel 0 of three is left: the logit without what speaks against it; none is left of it.
     assert (found["kept"], found["units"], found["map_layer"]) == (1, 3, "2")
