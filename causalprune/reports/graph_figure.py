@@ -13,7 +13,7 @@ from causalprune.reports.dot_layout import DotLayout, dot_layout
 from causalprune.reports.style import Drawing
 
 BOX_HEIGHT = 0.36
-COLUMN = 2.15
+COLUMN = 1.9
 ROW = 0.54
 
 Point = tuple[float, float]
@@ -58,6 +58,13 @@ def causal_graph(result: AnalysisResult) -> Drawing | None:
         description="; ".join(f"{_said(a)} causes {_said(b)}" for a, b in result.edges),
     )
     return Drawing(svg, ("cause", "effect"), tuple((_said(a), _said(b)) for a, b in result.edges))
+
+
+def columns_of(result: AnalysisResult) -> int:
+    """Count the columns of the graph: how far it can shrink before its labels are lost."""
+    import networkx as nx
+
+    return sum(1 for _ in nx.topological_generations(result.graph)) if result.edges else 0
 
 
 def _bounds(

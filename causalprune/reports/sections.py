@@ -11,7 +11,7 @@ from causalprune.analysis import AnalysisResult, Finding
 from causalprune.analysis.wording import OF_UNITS, amount, name_of, p_text, span, unit_of
 from causalprune.reports import effect_figures, figures, listings, story
 from causalprune.reports.explanations import explanations
-from causalprune.reports.graph_figure import causal_graph
+from causalprune.reports.graph_figure import causal_graph, columns_of
 from causalprune.reports.score_tables import ScoreTable
 from causalprune.reports.sources import Source
 
@@ -106,6 +106,7 @@ def analysis(result: AnalysisResult) -> dict[str, Any]:
         "headline": result.headline,
         "estimand": result.estimand,
         "graph": causal_graph(result),
+        "graph_columns": columns_of(result),
         "dose": None if iisc else figures.dose_curve(result),
         "contrasts": _contrasts(result),
         "refutations": [_refutation(result, item, iisc) for item in result.refutations],

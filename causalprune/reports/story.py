@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from causalprune.analysis import AnalysisResult
-from causalprune.analysis.wording import MINUS, name_of, p_text
+from causalprune.analysis.few_networks import QUESTION as FEW_NETWORKS
+from causalprune.analysis.wording import MINUS, name_of, p_text, span, unit_of
 from causalprune.reports.losses import Losses
 from causalprune.reports.names import place_name
 from causalprune.reports.numbers import KIB, count, half_width, listed, points, share
@@ -214,12 +215,28 @@ def doubtful(source: Source, results: Sequence[AnalysisResult]) -> list[str]:
     tried = [item for result in results if result.preset != "iisc" for item in result.refutations]
     if tried and not told:
         told.append("None of the attempts to refute the analysis succeeded; that is no proof.")
+    told += [text for result in results if (text := _by_few_networks(result))]
     if 0 < networks < 10:
         told.append(
             f"{count(networks, 'trained network')}{' each' if len(source.places) > 1 else ''}: "
             "few enough that another seed may shift every number here."
         )
     return told
+
+
+def _by_few_networks(result: AnalysisResult) -> str:
+    """Say that the bootstrap for few networks contains zero where the main interval does not."""
+    if result.interval[0] <= 0 <= result.interval[1]:
+        return ""
+    for item in result.findings:
+        if item.question == FEW_NETWORKS and item.estimable and item.low <= 0 <= item.high:
+            unit = unit_of(result.outcome)
+            return (
+                f"A bootstrap made for few networks puts the effect on {name_of(result.outcome)} "
+                f"at {span(result.outcome, item.low, item.high)} {unit}".rstrip()
+                + ": by that alone it may be none."
+            )
+    return ""
 
 
 def paid(classes: Sequence[ByClass]) -> list[str]:

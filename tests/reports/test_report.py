@@ -14,7 +14,7 @@ import pytest
 from report_pages import Page
 from simulated_trials import simulate, write_run
 
-from causalprune.analysis import Finding, analyze, save_analyses
+from causalprune.analysis import AnalysisResult, Finding, analyze, save_analyses
 from causalprune.errors import InvalidArgumentError, OutputExistsError, RecordError
 from causalprune.reports import listings, numbers, report, score_tables, sources, story, style
 
@@ -286,3 +286,16 @@ def test_numbers_at_the_axes_are_not_rounded():
     assert "0.0025</text>" in svg and "0.1250</text>" in svg
     places = re.search(r'<path d="(M [^"]+)"[^>]*clip-path', svg)
     assert places and not re.search(r"\d\.\d{3}", places[1])
+
+
+@pytest.mark.parametrize(("low", "doubted"), [(-0.004, True), (0.002, False)])
+def test_what_a_bootstrap_for_few_networks_doubts_is_said(
+    tmp_path: Path, low: float, doubted: bool
+) -> None:
+    source = sources.read_source(write_run(tmp_path / "run", simulate(1, checkpoints=3)))
+    wild = Finding("few networks", "+0.1 of prune ratio", "wild", 0.02, low, 0.04)
+    result = AnalysisResult(
+        "default", "ratio", "accuracy_loss", 0.02, (0.01, 0.03), 0.1, findings=(wild,)
+    )
+    told = " ".join(story.doubtful(source, [result]))
+    assert ("−0.40 to 4.00 points: by that alone it may be none" in told) == doubted  # noqa: RUF001
