@@ -14,6 +14,17 @@ from rich.console import Console
 
 from causalprune.cli.before_after_table import before_after_table
 from causalprune.cli.console import console_for_errors, errors_in_one_line, on_terminal
+from causalprune.cli.options import (
+    BatchSize,
+    Classes,
+    DataRoot,
+    Device,
+    InputShape,
+    NetworkName,
+    OptionalDataSource,
+    Seed,
+    Weights,
+)
 from causalprune.cli.prune_inputs import (
     example_image,
     further_options,
@@ -54,23 +65,9 @@ class _Pruned:
 
 
 def prune(
-    network: Annotated[
-        str,
-        typer.Option(
-            help="Registered network, classifier of torchvision or timm (torchvision:NAME, "
-            "timm:NAME), package.module:callable, or file.py:callable."
-        ),
-    ],
-    weights: Annotated[
-        Path | None, typer.Option(help="State dictionary: .pt, .th, .safetensors.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="digits, mnist, cifar-subset, a folder with one folder a class, an .npz with "
-            "inputs and targets, or a .pt of two tensors."
-        ),
-    ] = None,
+    network: NetworkName,
+    weights: Weights = None,
+    data: OptionalDataSource = None,
     method: Annotated[str | None, typer.Option(help="Scoring method; default path.")] = None,
     ratio: Annotated[
         float | None, typer.Option(help="Fraction to remove, in [0, 1); default 0.5.")
@@ -132,18 +129,12 @@ def prune(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Folder to go on from, should the run be killed.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 256,
-    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
-    input_shape: Annotated[
-        str | None, typer.Option(help='What the network takes, such as "3,32,32".')
-    ] = None,
-    classes: Annotated[
-        int | None, typer.Option(help="Logits of the network; default 10, or the library's.")
-    ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where the data set's files are (else CAUSALPRUNE_DATA).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batch_size: BatchSize = 256,
+    seed: Seed = 0,
+    input_shape: InputShape = None,
+    classes: Classes = None,
+    data_root: DataRoot = None,
+    device: Device = "auto",
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")] = Path("pruned"),
 ) -> None:
     """Prune a network: write a smaller one, the plan, the trace, and what it saves and costs."""

@@ -15,6 +15,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from causalprune.cli.console import errors_in_one_line, on_terminal
+from causalprune.cli.options import (
+    BatchSize,
+    Classes,
+    DataRoot,
+    DataSource,
+    Device,
+    InputShape,
+    MaxImages,
+    NetworkName,
+    Seed,
+    Weights,
+)
 from causalprune.errors import InvalidArgumentError, OutputExistsError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -28,23 +40,9 @@ _NOTES_SHOWN = 5
 
 
 def score(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Registered network, classifier of torchvision or timm, package.module:callable, "
-            "or file.py:callable."
-        ),
-    ],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="digits, mnist, cifar-subset, a folder with one folder a class, an .npz with "
-            "inputs and targets, or a .pt of two tensors."
-        ),
-    ],
-    weights: Annotated[
-        Path | None, typer.Option(help="State dictionary: .pt, .th, .safetensors.")
-    ] = None,
+    model: NetworkName,
+    data: DataSource,
+    weights: Weights = None,
     method: Annotated[str, typer.Option(help="Scoring method.")] = "path",
     outcome: Annotated[str, typer.Option(help="Outcome whose change is scored.")] = "loss",
     budget: Annotated[
@@ -53,22 +51,16 @@ def score(
     units: Annotated[str, typer.Option(help="groups or filters.")] = "groups",
     intervention: Annotated[str, typer.Option(help="zero, mean, resample or predicted.")] = "zero",
     confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
-    max_images: Annotated[int | None, typer.Option(help="Use so many images.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 256,
-    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    max_images: MaxImages = None,
+    batch_size: BatchSize = 256,
+    seed: Seed = 0,
     option: Annotated[
         list[str] | None, typer.Option(help="An option of the method, name=value; repeat it.")
     ] = None,
-    input_shape: Annotated[
-        str | None, typer.Option(help='What the network takes, such as "3,32,32".')
-    ] = None,
-    classes: Annotated[
-        int | None, typer.Option(help="Logits of the network; default 10, or the library's.")
-    ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where the data set's files are (else CAUSALPRUNE_DATA).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    input_shape: InputShape = None,
+    classes: Classes = None,
+    data_root: DataRoot = None,
+    device: Device = "auto",
     shards: Annotated[
         Path | None,
         typer.Option(help="Folder of finished parts; a job that was killed goes on from there."),

@@ -13,6 +13,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from causalprune.cli.console import errors_in_one_line, on_terminal
+from causalprune.cli.options import (
+    BatchSize,
+    Classes,
+    DataRoot,
+    DataSource,
+    Device,
+    InputShape,
+    MaxImages,
+    NetworkName,
+    Seed,
+    Weights,
+)
 from causalprune.cli.score_command import device_of, shape_of
 from causalprune.errors import InvalidArgumentError
 
@@ -25,23 +37,9 @@ _ROWS_SHOWN = 60
 
 
 def units(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Registered network, classifier of torchvision or timm, package.module:callable, "
-            "or file.py:callable."
-        ),
-    ],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="digits, mnist, cifar-subset, a folder with one folder a class, an .npz with "
-            "inputs and targets, or a .pt of two tensors."
-        ),
-    ],
-    weights: Annotated[
-        Path | None, typer.Option(help="State dictionary: .pt, .th, .safetensors.")
-    ] = None,
+    model: NetworkName,
+    data: DataSource,
+    weights: Weights = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,19 +86,13 @@ def units(
     ] = None,
     confidence: Annotated[float, typer.Option(help="Level of the layers' intervals.")] = 0.95,
     unit_confidence: Annotated[float, typer.Option(help="Of the single units'.")] = 0.9,
-    max_images: Annotated[int | None, typer.Option(help="Use so many images.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 256,
-    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
-    input_shape: Annotated[
-        str | None, typer.Option(help='What the network takes, such as "3,32,32".')
-    ] = None,
-    classes: Annotated[
-        int | None, typer.Option(help="Logits of the network; default 10, or the library's.")
-    ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where the data set's files are (else CAUSALPRUNE_DATA).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    max_images: MaxImages = None,
+    batch_size: BatchSize = 256,
+    seed: Seed = 0,
+    input_shape: InputShape = None,
+    classes: Classes = None,
+    data_root: DataRoot = None,
+    device: Device = "auto",
     report: Annotated[
         bool, typer.Option("--report", help="Write report.html into the folder, too.")
     ] = False,
