@@ -19,7 +19,7 @@ __all__ = ["cells_to_rerun", "replay_error"]
 
 
 def cells_to_rerun(
-    model: CounterfactualModel, *, count: int | None = None, seed: int = 0
+    model: CounterfactualModel, *, count: int | None = None, between: float = 0.0, seed: int = 0
 ) -> pd.DataFrame:
     """Choose at random which cells to run for real, to check the model's answers against them.
 
@@ -28,6 +28,9 @@ def cells_to_rerun(
     model : CounterfactualModel
     count : int, optional
         How many; by default a tenth of the trials, at least one.
+    between : float
+        Share of them that are moved to another ratio: drawn between the cell's own and the next
+        one at which its architecture was pruned by its method.
     seed : int
 
     Returns
@@ -36,7 +39,12 @@ def cells_to_rerun(
         One row a cell: architecture, data set, checkpoint, method and ratio as far as the table
         has them, and ``trial``, the number of the trial where the cell was run and -1 where it
         was not. Cells: every network x method x ratio at which the architecture was pruned by
-        that method. A study of these networks with a randomised design runs those that were not.
+        that method. `Study.rerun` runs them.
+
+    Raises
+    ------
+    InvalidArgumentError
+        There are fewer cells than `count`, or `between` is no fraction.
 
     Examples
     --------
@@ -49,7 +57,11 @@ def cells_to_rerun(
     >>> model = CounterfactualModel.fit(table, replay_share=0)
     >>> sorted(cells_to_rerun(model, count=12)["trial"])
     [-1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    >>> cells_to_rerun(model, count=4, between=0.5)["trial"].tolist().count(-1)
+    2
     """
+    if isinstance(between, bool) or not isinstance(between, (int, float)) or not 0 <= between <= 1:
+        raise InvalidArgumentError(f"between: expected a fraction from 0 to 1, got {between!r}")
     frame = model.frame
     groups = [name for name in ("architecture", "dataset") if name in frame]
     tried = [*groups, *(["method"] if "method" in frame else []), "ratio"]
@@ -64,8 +76,32 @@ def cells_to_rerun(
     wanted = max(1, round(REPLAY_SHARE * len(frame))) if count is None else count
     if isinstance(wanted, bool) or not 1 <= wanted <= len(cells):
         raise InvalidArgumentError(f"count: expected 1 to {len(cells)}, the cells, got {count!r}")
-    rows = np.sort(np.random.default_rng(seed).choice(len(cells), size=wanted, replace=False))
-    return cells.iloc[rows].reset_index(drop=True)
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.choice(len(cells), size=wanted, replace=False))
+    chosen = cells.iloc[rows].reset_index(drop=True)
+    moved = rng.choice(wanted, size=round(between * wanted), replace=False)
+    return _moved(chosen, levels, np.sort(moved), rng)
+
+
+def _moved(
+    cells: pd.DataFrame, levels: pd.DataFrame, which: Sequence[int], rng: np.random.Generator
+) -> pd.DataFrame:
+    """Return cells of which some lie between the levels of their method."""
+    cells = cells.copy()
+    names = [name for name in levels if name != "ratio"]
+    for row in which:
+        own = levels
+        for name in names:
+            own = own[own[name] == cells.loc[row, name]]
+        tried = np.sort(own["ratio"].to_numpy(dtype=float))
+        if len(tried) < 2:
+            continue  # a single level has nothing beside it
+        above = max(int(np.searchsorted(tried, cells.loc[row, "ratio"])), 1)
+        low, high = tried[above - 1], tried[above]
+        # Not so near to a level that the cell is as good as tried.
+        cells.loc[row, "ratio"] = round(low + (high - low) * rng.uniform(0.25, 0.75), 4)
+        cells.loc[row, "trial"] = -1
+    return cells
 
 
 def replay_error(model: CounterfactualModel, new_rows: Any) -> tuple[Replay, ...]:

@@ -34,6 +34,7 @@ from causalprune.experiments.study_measures import (
 )
 from causalprune.experiments.study_progress import following
 from causalprune.experiments.study_ray import ray_executor
+from causalprune.experiments.study_rerun import rerun_cells
 from causalprune.experiments.study_spec import NOISE, StudyCell, StudySpec, study_cells
 from causalprune.experiments.study_tables import plan_lines, rows_by_shift
 from causalprune.experiments.study_work import StudyWork, given_weights
@@ -207,6 +208,31 @@ class Study:
                     # What ends a run is not its trials' fault: the next worker may have them.
                     store.release(None, worker)
             return store.read()
+
+    def rerun(
+        self,
+        cells: pd.DataFrame,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> pd.DataFrame:
+        """Run cells for real once more, or at another ratio, outside of the study's records.
+
+        See :func:`~causalprune.experiments.study_rerun.rerun_cells`, also for errors.
+
+        Parameters
+        ----------
+        cells : DataFrame
+            ``checkpoint``, ``method``, ``ratio``; ``architecture``, ``dataset``, ``seed``.
+        path : path-like, optional
+            A ``.csv`` that the rows are written to as they end.
+        seed : int
+            Of the order and of trials without a seed.
+        progress : bool
+            Show progress.
+        """
+        return rerun_cells(self.spec, self.folder, cells, path, seed=seed, progress=progress)
 
     def plan(self) -> list[str]:
         """Say in words what the study would run: networks to train, trials, disk."""

@@ -19,6 +19,7 @@ from causalprune.experiments.prepared import (
     repeatable_kernels,
     splits_of,
 )
+from causalprune.experiments.progress import Stages
 from causalprune.experiments.store import StudyStore
 from causalprune.experiments.store_rows import one_line
 from causalprune.experiments.store_workers import Worker
@@ -29,7 +30,14 @@ from causalprune.experiments.trial import run_trial
 from causalprune.experiments.trial_artefacts import TrialArtefacts
 from causalprune.measures import torch_threads
 
-__all__ = ["StudyWork", "given_weights", "prepared_block", "study_row"]
+__all__ = [
+    "StudyWork",
+    "block_folder",
+    "block_in",
+    "given_weights",
+    "prepared_block",
+    "study_row",
+]
 
 
 @dataclass(frozen=True)
@@ -95,10 +103,37 @@ def prepared_block(
     Prepared or DivergedError
         The error where the loss of a network became infinite or NaN.
     """
-    config = filled_in(work.spec.blocks[number])
-    folder = work.folder / BLOCKS / folder_name(f"{number}-{config.network}")
+    return block_in(
+        work.spec, work.folder, number, stages_of=work.follower.stages, elsewhere=elsewhere
+    )
+
+
+def block_in(
+    spec: StudySpec,
+    root: Path,
+    number: int,
+    *,
+    stages_of: Callable[[Path], Stages],
+    elsewhere: Callable[[RunConfig, DataSplits, Path], Prepared] | None = None,
+) -> Prepared | DivergedError:
+    """Do as `prepared_block` in the folder of a study whose queue is not worked off here.
+
+    Parameters
+    ----------
+    spec : StudySpec
+    root : Path
+        Of the study's records.
+    number : int
+        Which block.
+    stages_of : callable
+        Given the block's folder, what the preparation reports its steps to.
+    elsewhere : callable, optional
+        As for `prepared_block`.
+    """
+    config = filled_in(spec.blocks[number])
+    folder = block_folder(root, config, number)
     given = given_weights(config)
-    stages = work.follower.stages(folder)
+    stages = stages_of(folder)
     with preparing(folder), torch_threads(config.threads), repeatable_kernels():
         there = folder.is_dir() and any(folder.iterdir())
         open_output(folder, config, resume=there, weights_sha256=weight_digests(given))
@@ -107,11 +142,14 @@ def prepared_block(
         try:
             if elsewhere is not None:
                 return elsewhere(config, splits, folder)
-            return prepare(
-                config, splits, folder, given=given, shifts=work.spec.shifts, progress=stages
-            )
+            return prepare(config, splits, folder, given=given, shifts=spec.shifts, progress=stages)
         except DivergedError as error:
             return error
+
+
+def block_folder(root: Path, config: RunConfig, number: int) -> Path:
+    """Return where a study keeps the networks and scores of a block, defaults filled in."""
+    return root / BLOCKS / folder_name(f"{number}-{config.network}")
 
 
 def study_row(
