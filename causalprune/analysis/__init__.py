@@ -20,7 +20,7 @@ from causalprune.analysis.graphs import accuracy_graph, cost_graph, iisc_graph, 
 from causalprune.analysis.iisc import threshold_columns
 from causalprune.analysis.layer_forests import GroupEffect, LayerForest, layer_forests
 from causalprune.analysis.mask_effects import mask_effects
-from causalprune.analysis.replay import cells_to_rerun, replay_error
+from causalprune.analysis.replay import cells_to_rerun, replay_answers, replay_error
 from causalprune.analysis.results import (
     AnalysisResult,
     Contrast,
@@ -60,6 +60,7 @@ __all__ = [
     "load_analyses",
     "mask_effects",
     "read_graph",
+    "replay_answers",
     "replay_error",
     "save_analyses",
     "threshold_columns",

@@ -13,6 +13,8 @@ from causalprune.errors import UnknownNameError
 
 __all__ = ["ArrowStrength", "Attribution", "Counterfactual", "Prediction", "Replay", "RootCause"]
 
+CONFIDENCE = 0.95
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -79,8 +81,12 @@ class Replay:
     Examples
     --------
     >>> from causalprune.analysis import Replay
-    >>> Replay("accuracy_loss", 12, 0.004, 11 / 12).text
+    >>> replay = Replay("accuracy_loss", 12, 0.004, 11 / 12)
+    >>> replay.text
     'accuracy loss: mean absolute error 0.40 points, 11 of 12 inside their 95 % intervals'
+    >>> replay.verdict
+    'The intervals of the accuracy loss may well hold the 95 % that they promise (62 to 100 % by \
+these 12 trials).'
     """
 
     outcome: str
@@ -88,6 +94,38 @@ class Replay:
     mean_absolute_error: float
     coverage: float
     n_refused: int = 0
+
+    @property
+    def coverage_interval(self) -> tuple[float, float]:
+        """95 % interval of the coverage, by trials drawn at random; NaN where there is none.
+
+        Clopper and Pearson, Biometrika 26 (1934). Trials of one network are taken as independent.
+        """
+        if not self.n or not math.isfinite(self.coverage):
+            return math.nan, math.nan
+        from scipy.stats import binomtest
+
+        found = binomtest(round(self.coverage * self.n), self.n).proportion_ci(method="exact")
+        return float(found.low), float(found.high)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the intervals hold what they promise, in a sentence; empty without intervals."""
+        low, high = self.coverage_interval
+        if not math.isfinite(low):
+            return ""
+        name, seen = wording.name_of(self.outcome), f"{100 * low:.0f} to {100 * high:.0f} %"
+        if high < CONFIDENCE:
+            return (
+                f"The intervals of the {name} are too narrow: they hold {seen} of such trials, "
+                "not 95 %."
+            )
+        if low > CONFIDENCE:
+            return f"The intervals of the {name} are wider than need be: they hold {seen}."
+        return (
+            f"The intervals of the {name} may well hold the 95 % that they promise ({seen} by "
+            f"these {self.n} trials)."
+        )
 
     @property
     def text(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from causalprune.analysis.counterfactual_results import (
 )
 from causalprune.analysis.structural_intervals import Calibrated, calibrate, predict
 from causalprune.analysis.structural_model import CATEGORIES, NUMBERS, OUTCOMES, SIZES
+from causalprune.analysis.structural_replay import answers_to, summarised
 from causalprune.analysis.structural_support import ask
 from causalprune.analysis.tables import completed_trials, read_table
 from causalprune.errors import InvalidArgumentError, RecordError
@@ -234,29 +234,7 @@ class CounterfactualModel:
         rows : DataFrame
             Trials.
         """
-        questions, asked, n_refused = [], [], 0
-        for row in rows.to_dict("records"):
-            try:
-                questions.append(ask(self.frame, **_question_of(row)))
-                asked.append(row)
-            except InvalidArgumentError:
-                n_refused += 1
-        outcomes = self.calibrated.structure.outcomes
-        if not questions:
-            return tuple(Replay(n, 0, math.nan, math.nan, n_refused) for n in outcomes)
-        cells = pd.DataFrame([{**each.cell, **each.sizes.columns()} for each in questions])
-        found = predict(self.calibrated, cells, [q.checkpoints for q in questions], named=True)
-        replayed = []
-        for name, band in found.items():
-            actual = np.array([float(row.get(name, math.nan)) for row in asked])
-            known = np.isfinite(actual)
-            error = np.abs(band.value - actual)[known]
-            inside = ((band.low <= actual) & (actual <= band.high))[known].astype(float)
-            inside[np.isnan(band.low[known])] = math.nan
-            n = int(known.sum())
-            means = (float(error.mean()), float(inside.mean())) if n else (math.nan, math.nan)
-            replayed.append(Replay(name, n, *means, n_refused))
-        return tuple(replayed)
+        return summarised(answers_to(self.frame, self.calibrated, rows))
 
     def _basis(self, support: str, named: bool, networks: int) -> str:
         total = self.frame["checkpoint"].nunique()
@@ -321,18 +299,6 @@ def counterfactual(
         shift=shift,
         checkpoint=checkpoint,
     )
-
-
-def _question_of(row: Mapping[Any, Any]) -> dict[str, Any]:
-    asked = {
-        "network": row.get("architecture"),
-        "dataset": row.get("dataset"),
-        "method": row.get("method"),
-        "machine": row.get("machine"),
-        "shift": row.get("shift"),
-    }
-    said = {name: None if value is None else str(value) for name, value in asked.items()}
-    return {**said, "ratio": float(row["ratio"]), "checkpoint": row["checkpoint"]}
 
 
 def _drawn_trials(frame: pd.DataFrame, share: float, seed: int) -> np.ndarray[Any, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,11 @@ import pandas as pd
 from causalprune.analysis.counterfactual_results import Replay
 from causalprune.analysis.counterfactuals import REPLAY_SHARE, CounterfactualModel
 from causalprune.analysis.structural_intervals import calibrate
+from causalprune.analysis.structural_replay import answers_to, summarised
 from causalprune.analysis.tables import read_table
 from causalprune.errors import InvalidArgumentError, RecordError
 
-__all__ = ["cells_to_rerun", "replay_error"]
+__all__ = ["cells_to_rerun", "replay_answers", "replay_error"]
 
 
 def cells_to_rerun(
@@ -129,6 +129,40 @@ def replay_error(model: CounterfactualModel, new_rows: Any) -> tuple[Replay, ...
     >>> replay_error(model, table.iloc[[1, 5]])[0].n
     2
     """
+    return summarised(replay_answers(model, new_rows))
+
+
+def replay_answers(model: CounterfactualModel, new_rows: Any) -> pd.DataFrame:
+    """Return what `replay_error` sums up, one line a trial and outcome.
+
+    Parameters
+    ----------
+    model : CounterfactualModel
+    new_rows : DataFrame, Study or path
+        As `replay_error` takes them.
+
+    Returns
+    -------
+    DataFrame
+        ``row`` (position among the trials that did not fail), ``outcome``, ``actual`` (what the
+        trial showed; NaN: nothing, or a latency on a machine that the model does not know),
+        ``value``, ``low`` and ``high`` (the prediction and its 95 % interval), ``refused`` (why
+        there is none; empty where there is one).
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from causalprune.analysis import CounterfactualModel
+    >>> from causalprune.analysis.replay import replay_answers
+    >>> table = pd.DataFrame([
+    ...     {"checkpoint": c, "ratio": k / 4, "accuracy_loss": (k + c % 2) / 100}
+    ...     for c in range(8) for k in range(4)
+    ... ])
+    >>> model = CounterfactualModel.fit(table, replay_share=0)
+    >>> answers = replay_answers(model, table.iloc[[1, 5]])
+    >>> answers[["row", "outcome", "actual"]].values.tolist()
+    [[0, 'accuracy_loss', 0.01], [1, 'accuracy_loss', 0.02]]
+    """
     rows = read_table(new_rows)
     if "status" in rows:
         rows = rows[rows["status"].astype(str).str.lower() != "failed"]
@@ -143,8 +177,7 @@ def replay_error(model: CounterfactualModel, new_rows: Any) -> tuple[Replay, ...
     again = {_cell_key(row, keys) for row in rows.to_dict("records")}
     kept = [_cell_key(row, keys) not in again for row in model.frame.to_dict("records")]
     rest = model.frame[kept].reset_index(drop=True)
-    without = replace(model, frame=rest, calibrated=calibrate(rest, model.seed))
-    return without.compare(rows)
+    return answers_to(rest, calibrate(rest, model.seed), rows)
 
 
 def _cell_key(row: Mapping[Any, Any], keys: Sequence[str]) -> tuple[str, ...]:

@@ -187,6 +187,52 @@ def artefacts(
 
 
 @study.command()
+def rerun(
+    folder: _Folder,
+    count: Annotated[
+        int | None, typer.Option(help="How many cells, drawn at random; default: a tenth.")
+    ] = None,
+    between: Annotated[
+        float, typer.Option(help="Share of them at ratios between those of the study.")
+    ] = 0.5,
+    cells: Annotated[
+        Path | None,
+        typer.Option(help="Run these instead: .csv with checkpoint, method, ratio, ..."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Table to write, .csv; goes on with what it has.")
+    ] = Path("replayed.csv"),
+    seed: Annotated[int, typer.Option(help="Of the choice and of the trials.")] = 0,
+) -> None:
+    """Run cells for real and say how far counterfactuals, fitted without them, were off."""
+    with errors_in_one_line():
+        from causalprune.analysis import CounterfactualModel, cells_to_rerun, replay_error
+        from causalprune.analysis.tables import read_table
+
+        found = _opened(folder)
+        model = CounterfactualModel.fit(found.frame(), seed=seed, replay_share=0)
+        if cells is not None:
+            chosen = read_table(cells)
+        else:
+            drawn = cells_to_rerun(model, count=count, between=between, seed=seed)
+            chosen = drawn.drop(columns="trial")
+        try:
+            rows = found.rerun(chosen, out, seed=seed)
+        except KeyboardInterrupt:
+            fail(f"interrupted; what is done is in {out}; the same command goes on")
+        console = Console(soft_wrap=True, highlight=False)
+        failed = int((rows["status"] == "failed").sum())
+        console.print(escape(f"written: {out}, {len(rows)} trials, {failed} failed"))
+        if failed == len(rows):
+            fail(f"every trial failed: {rows['error'].iloc[0]}")
+        console.print("beside the answers of a model that was fitted without these cells:")
+        for each in replay_error(model, rows):
+            console.print(escape(f"{each.text}. {each.verdict}".strip()))
+            if each.n_refused:
+                console.print(f"  {each.n_refused} trials lie outside of what the study supports")
+
+
+@study.command()
 def doctor(folder: _Folder) -> None:
     """Check the records: the database, artefacts, trials of processes that are gone."""
     with errors_in_one_line():

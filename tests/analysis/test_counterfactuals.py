@@ -16,9 +16,12 @@ from causalprune.analysis import (
     AnalysisResult,
     Counterfactual,
     CounterfactualModel,
+    Replay,
     cells_to_rerun,
+    replay_answers,
     replay_error,
 )
+from causalprune.analysis.structural_replay import summarised
 from causalprune.errors import InvalidArgumentError, RecordError, UnknownNameError
 
 SLOWER = 2.0
@@ -226,6 +229,43 @@ def test_cells_to_rerun_and_their_comparison(model, table):
     # The recorded trials of these cells are not used: a loss that is off by 1 is off by about 1.
     assert found["accuracy_loss"].mean_absolute_error == pytest.approx(1.0, abs=0.02)
     assert found["accuracy_loss"].coverage == 0.0 and found["latency_ms"].coverage > 0.7
+
+
+def test_cells_between_the_levels_are_cells_of_a_method_that_nobody_ran(model, table):
+    cells = cells_to_rerun(model, count=60, between=0.5, seed=1)
+    moved = cells[cells["trial"] < 0]
+    assert len(moved) == 30 and len(cells) == 60
+    for row in moved.itertuples():
+        own = table[(table["architecture"] == row.architecture) & (table["method"] == row.method)]
+        assert own["ratio"].min() < row.ratio < own["ratio"].max()
+        assert (own["ratio"] - row.ratio).abs().min() > 0.01
+    with pytest.raises(InvalidArgumentError, match="between: expected a fraction"):
+        cells_to_rerun(model, between=1.5)
+
+
+def test_answers_tell_row_by_row_what_was_refused_and_leave_out_foreign_latencies(model, table):
+    rows = table.iloc[[0, 1, 2]].assign(
+        machine=["machine-z", *table["machine"][1:3]], ratio=[*table["ratio"][:2], 0.99]
+    )
+    long = replay_answers(model, rows)
+    answers = long.set_index(["row", "outcome"])
+    assert math.isnan(answers.loc[(0, "latency_ms"), "actual"])
+    assert answers.loc[(0, "accuracy_loss"), "actual"] == rows["accuracy_loss"].iloc[0]
+    assert "ratio: expected" in answers.loc[(2, "accuracy_loss"), "refused"]
+    assert math.isnan(answers.loc[(2, "accuracy_loss"), "value"])
+    found = {each.outcome: each for each in summarised(long)}
+    assert (found["accuracy_loss"].n, found["latency_ms"].n) == (2, 1)
+    assert {each.n_refused for each in found.values()} == {1}
+
+
+@pytest.mark.parametrize(
+    ("inside", "words"), [(100, "wider than need be"), (95, "may well hold"), (80, "too narrow")]
+)
+def test_the_verdict_on_a_coverage(inside, words):
+    found = Replay("latency_ms", 100, 0.1, inside / 100)
+    low, high = found.coverage_interval
+    assert low <= inside / 100 <= high and words in found.verdict
+    assert Replay("latency_ms", 5, 0.1, math.nan).verdict == ""
 
 
 # ---- root causes ---------------------------------------------------------------------------------

@@ -69,6 +69,24 @@ def test_from_the_file_to_the_table(tmp_path: Path) -> None:
     assert sorted(pd.read_csv(table)["shift"]) == ["fog:2", "fog:2", "none", "none"]
 
 
+def test_cells_are_run_again_and_compared_with_counterfactuals(tmp_path: Path) -> None:
+    file, folder, out = tmp_path / "small.yaml", tmp_path / "small", tmp_path / "again.csv"
+    ratios = "ratios: [0.0, 0.3, 0.6]\ncheck_by_ablation: false"
+    file.write_text(TEXT.replace("ratios: [0.0, 0.6]", ratios).replace("points: 1", "points: 2"))
+    assert _run("run", file).exit_code == 0
+    told = _run("rerun", folder, "--count", 2, "--out", out)
+    assert told.exit_code == 0, told.output
+    rows = pd.read_csv(out)
+    assert len(rows) == 2 and (~rows["ratio"].isin([0.0, 0.3, 0.6])).sum() == 1
+    for words in (f"{out}, 2 trials, 0 failed", "accuracy loss: mean absolute error", "latency:"):
+        assert words in told.output
+    cells = tmp_path / "cells.csv"
+    cells.write_text("checkpoint,method,ratio\n1,l1,0.5\n0,wt,0.5\n")
+    told = _run("rerun", folder, "--cells", cells, "--out", tmp_path / "chosen.csv")
+    assert told.exit_code == 0 and "1 trials lie outside" in told.output, told.output
+    assert "holds other trials" in refusal(_run("rerun", folder, "--cells", cells, "--out", out))
+
+
 def test_a_study_of_failures_ends_with_1(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(TEXT.replace("[l1]", "[bn_scale]"))  # LeNet-5 has no batch norm
