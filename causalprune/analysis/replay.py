@@ -80,28 +80,28 @@ def cells_to_rerun(
     rows = np.sort(rng.choice(len(cells), size=wanted, replace=False))
     chosen = cells.iloc[rows].reset_index(drop=True)
     moved = rng.choice(wanted, size=round(between * wanted), replace=False)
-    return _moved(chosen, levels, np.sort(moved), rng)
+    return _moved(chosen, levels, sorted(moved.tolist()), rng)
 
 
 def _moved(
     cells: pd.DataFrame, levels: pd.DataFrame, which: Sequence[int], rng: np.random.Generator
 ) -> pd.DataFrame:
     """Return cells of which some lie between the levels of their method."""
-    cells = cells.copy()
-    names = [name for name in levels if name != "ratio"]
+    names = [str(name) for name in levels if name != "ratio"]
+    ratios, trials = cells["ratio"].to_numpy(dtype=float).copy(), cells["trial"].to_numpy().copy()
     for row in which:
         own = levels
         for name in names:
-            own = own[own[name] == cells.loc[row, name]]
+            own = own[own[name] == cells[name].iloc[row]]
         tried = np.sort(own["ratio"].to_numpy(dtype=float))
         if len(tried) < 2:
             continue  # a single level has nothing beside it
-        above = max(int(np.searchsorted(tried, cells.loc[row, "ratio"])), 1)
+        above = max(int(np.searchsorted(tried, ratios[row])), 1)
         low, high = tried[above - 1], tried[above]
         # Not so near to a level that the cell is as good as tried.
-        cells.loc[row, "ratio"] = round(low + (high - low) * rng.uniform(0.25, 0.75), 4)
-        cells.loc[row, "trial"] = -1
-    return cells
+        ratios[row] = round(low + (high - low) * rng.uniform(0.25, 0.75), 4)
+        trials[row] = -1
+    return cells.assign(ratio=ratios, trial=trials)
 
 
 def replay_error(model: CounterfactualModel, new_rows: Any) -> tuple[Replay, ...]:

@@ -17,6 +17,7 @@ from causalprune.analysis.counterfactual_results import ArrowStrength, Attributi
 from causalprune.analysis.structural_intervals import Calibrated, calibrate, distance
 from causalprune.analysis.structural_mechanisms import Array
 from causalprune.analysis.structural_model import (
+    NOTHING,
     SIZES,
     Structure,
     coded,
@@ -213,8 +214,8 @@ def _shares(
 ) -> Array:
     """Return the Shapley value of each cause, all coalitions evaluated in one pass."""
     data = coded(trial, structure.nodes, structure.levels)
-    own = _terms(structure, data, trial["checkpoint"].astype(str), outcome)
-    reference = _terms(structure, usual, usual["checkpoint"], outcome)
+    own, own_effects = _terms(structure, data, trial["checkpoint"].astype(str), outcome)
+    reference, usual_effects = _terms(structure, usual, usual["checkpoint"], outcome)
     coalitions = list(itertools.product((0, 1), repeat=len(causes)))
     inside = {name: np.array([c[k] == 1 for c in coalitions]) for k, name in enumerate(causes)}
     noise: dict[str, Array] = {}
@@ -223,7 +224,12 @@ def _shares(
         switch = inside.get(cause, np.ones(len(coalitions), dtype=bool))
         mixed = np.where(switch[:, None], values[0], reference[node, cause][None, :]).ravel()
         noise[node] = noise[node] + mixed if node in noise else mixed
-    found = from_noise(structure, pd.DataFrame(noise))[outcome].to_numpy()
+    switch = np.repeat(inside["network"], len(usual))
+    effects = {
+        node: np.where(switch[:, None], own_effects[node], np.tile(others, (len(coalitions), 1)))
+        for node, others in usual_effects.items()
+    }
+    found = from_noise(structure, pd.DataFrame(noise), effects)[outcome].to_numpy()
     # Mixtures that no trial's sizes support are NaN, and left out of the mean.
     means = np.nanmean(found.reshape(len(coalitions), -1), axis=1)
     worth = dict(zip(coalitions, means, strict=True))
@@ -240,24 +246,24 @@ def _shares(
 
 def _terms(
     structure: Structure, data: pd.DataFrame, checkpoints: pd.Series[str], outcome: str
-) -> dict[tuple[str, str], Array]:
-    """Return each node's noise, split by the cause that it belongs to."""
+) -> tuple[dict[tuple[str, str], Array], dict[str, Array]]:
+    """Return each node's noise with the cause that it belongs to, and the networks' effects."""
     found: dict[tuple[str, str], Array] = {}
+    effects: dict[str, Array] = {}
     for node in structure.nodes:
         parents = structure.parents(node)
         if not parents:
             found[node, node] = data[node].to_numpy()
             continue
-        noise = structure.mechanism(node).estimate_noise(
-            data[node].to_numpy(), data[parents].to_numpy()
-        )[:, 0]
+        mechanism, causes = structure.mechanism(node), data[parents].to_numpy()
+        noise = mechanism.estimate_noise(data[node].to_numpy(), causes)[:, 0]
         if node in SIZES:
             found[node, "sizes"] = noise
             continue
-        own = np.array([structure.own[node].get(name, 0.0) for name in checkpoints])
-        found[node, "network"] = own
+        effects[node] = np.array([structure.own[node].get(name, NOTHING) for name in checkpoints])
+        own = mechanism.own_noise(causes, effects[node])
         found[node, "trial" if node == outcome else node] = noise - own
-    return found
+    return found, effects
 
 
 def _behind(structure: Structure, outcome: str) -> Structure:

@@ -14,13 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from causalprune.analysis.splines import MAX_KNOTS
+from causalprune.analysis.structural_networks import estimated_parts
 
 __all__: list[str] = []
 
 Array = NDArray[np.float64]
 
-# Ridge penalties tried, in rows of average weight; the least leave-one-out error wins.
+# Ridge penalties tried, in rows; the least leave-one-out error wins.
 PENALTIES = tuple(10.0**k for k in range(-5, 3))
+# A trial so near to a knot (0 at it, 1 at the next one) is at it, where outcomes are noisy: else
+# what little it weighs at the next knot would decide there about a cell that no trial is in.
+NEAR = 0.05
 # Deviations of a category, or of a pair of categories, from the common curve are penalised fully,
 # the common curve itself hardly.
 COMMON_PENALTY = 1e-3
@@ -88,15 +92,16 @@ class LocationScale:
         weights, own = np.ones(len(target)), np.zeros(len(target))
         for _ in range(3):
             self.coefficients, self.penalty, held_out = _ridge(
-                design, target - own, weights, self._penalties()
+                design, target - own, weights, self._penalties(design, weights)
             )
             self._fit_spread(parents, held_out)
             scale = self.scale(parents)
             weights = 1 / scale**2
             if self.networks is not None:
-                noise = (target - design @ self.coefficients) / scale
-                parts = variance_parts(noise, self.networks)
-                own = scale * shrunk_means(noise, self.networks, parts)[self.networks]
+                told = (target - design @ self.coefficients, scale, self.own_columns(parents))
+                parts = estimated_parts(*told, self.networks)
+                effects = parts.effects(*told, self.networks)
+                own = np.sum(told[2] * effects[self.networks], axis=1)
         self.noise = self.estimate_noise(Y, X)[:, 0]
 
     def refitted(self, X: Any, Y: Any, weights: Array) -> LocationScale:
@@ -105,9 +110,9 @@ class LocationScale:
         combined = weights / self.scale(parents) ** 2
         again = self.clone()
         again.__dict__.update({**self.__dict__})
-        again.coefficients = _solve(
-            self._design(parents), target, combined, self.penalty * self._penalties()
-        )
+        design = self._design(parents)
+        penalties = self.penalty * self._penalties(design, combined)
+        again.coefficients = _solve(design, target, combined, penalties)
         return again
 
     def location(self, X: Any) -> Array:
@@ -120,6 +125,19 @@ class LocationScale:
         return np.asarray(
             np.maximum(self.typical * np.clip(np.exp(logarithm), *SPREAD_LIMITS), SMALLEST)
         )
+
+    def own_columns(self, X: Any) -> Array:
+        """Return what a network's effects are multiplied by: 1 for its level, s for the other.
+
+        A network may lose so much more than others at any ratio, or more where networks differ
+        more. By the second alone a level would be told too small or too large.
+        """
+        scale = self.scale(X)
+        return np.column_stack([np.ones_like(scale), scale])
+
+    def own_noise(self, X: Any, effects: Array) -> Array:
+        """Return the noise that networks with these effects (one row each) add to the causes."""
+        return np.asarray(np.sum(self.own_columns(X) * effects, axis=1) / self.scale(X))
 
     def transformed(self, values: Array) -> Array:
         """Return T of the values."""
@@ -169,6 +187,13 @@ class LocationScale:
         }
         self.centre = np.array([self._column(parents, n).mean() for n in self.causes.linear])
 
+    def _hats(self, parents: Array) -> Array:
+        hats = _hats(self._column(parents, self.causes.curve), self.knots)
+        if not self.log:  # sizes of log outcomes tell more than their noise hides
+            hats[hats < NEAR] = 0
+            hats /= hats.sum(axis=1, keepdims=True)
+        return hats
+
     def _blocks(self, parents: Array) -> list[Array]:
         """Return 0/1 columns for each category and for each pair of them."""
         shown = {
@@ -182,7 +207,7 @@ class LocationScale:
         return blocks
 
     def _design(self, parents: Array) -> Array:
-        hats = _hats(self._column(parents, self.causes.curve), self.knots)
+        hats = self._hats(parents)
         parts = [hats]
         for block in self._blocks(parents):
             parts.append((block[:, :, None] * hats[:, None, :]).reshape(len(parents), -1))
@@ -190,17 +215,26 @@ class LocationScale:
             parts.append(self._column(parents, name)[:, None] - centre)
         return np.hstack(parts)
 
-    def _penalties(self) -> Array:
-        counts = [len(levels) for levels in self.levels.values()]
-        if self.causes.pair:
-            first, second = (len(self.levels[name]) for name in self.causes.pair)
-            counts.append(first * second)
-        common = np.full(len(self.knots), COMMON_PENALTY)
-        deviations = np.ones(sum(counts) * len(self.knots))
-        return np.concatenate([common, deviations, np.full(len(self.causes.linear), 1e-3)])
+    def _penalties(self, design: Array, weights: Array) -> Array:
+        """Return the penalty of each coefficient, in rows of the weight that its own rows have.
+
+        So deviations may be as much larger at a knot as trials scatter more there. In rows of one
+        weight for all, none would be right for both ends of a curve, and a cell that no trial is
+        in would follow the last digits of its neighbours.
+        """
+        factors = np.ones(design.shape[1])
+        factors[: len(self.knots)] = COMMON_PENALTY
+        linear = len(self.causes.linear)
+        factors[design.shape[1] - linear :] = 1e-3
+        shares = np.abs(design)
+        total = shares.sum(axis=0)
+        typical = np.divide(
+            (weights / weights.mean()) @ shares, total, out=np.ones_like(total), where=total > 0
+        )
+        return np.asarray(factors * typical)
 
     def _spread_design(self, parents: Array) -> Array:
-        hats = _hats(self._column(parents, self.causes.curve), self.knots)
+        hats = self._hats(parents)
         mains = self._blocks(parents)[: len(self.levels)]
         return np.hstack([np.ones((len(parents), 1)), hats, *mains])
 
@@ -274,28 +308,6 @@ class SizeTable:
     def _split(self, parents: Array) -> tuple[Array, Array]:
         column = self.names.index("ratio")
         return parents[:, column], np.delete(parents, column, axis=1)
-
-
-def variance_parts(noise: Array, networks: NDArray[np.int64]) -> tuple[float, float]:
-    """Estimate the variance of the noise between and within networks, by moments."""
-    counts = np.bincount(networks)
-    free = len(noise) - len(counts)
-    if len(counts) < 2 or free < 1:
-        return 0.0, float(np.var(noise))
-    means = np.bincount(networks, weights=noise) / counts
-    within = float(np.sum((noise - means[networks]) ** 2) / free)
-    between = float(means.var(ddof=1)) - within * float(np.mean(1 / counts))
-    return max(between, 0.0), within
-
-
-def shrunk_means(noise: Array, networks: NDArray[np.int64], parts: tuple[float, float]) -> Array:
-    """Return each network's mean noise, shrunk by how much of it other trials would share."""
-    between, within = parts
-    counts = np.bincount(networks)
-    means = np.bincount(networks, weights=noise) / counts
-    if between <= 0:
-        return np.zeros(len(counts))
-    return np.asarray(between / (between + within / counts) * means)
 
 
 def _matrix(values: Any) -> Array:

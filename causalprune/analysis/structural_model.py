@@ -24,9 +24,8 @@ from causalprune.analysis.structural_mechanisms import (
     Causes,
     LocationScale,
     SizeTable,
-    shrunk_means,
-    variance_parts,
 )
+from causalprune.analysis.structural_networks import NetworkParts, estimated_parts
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -37,6 +36,8 @@ __all__: list[str] = []
 CATEGORIES = ("architecture", "dataset", "method", "shift", "machine")
 NUMBERS = ("ratio", "retrain_epochs", "latency_batch", "threads")
 SIZES = ("achieved_ratio", "parameters", "macs")
+# Effects of a network that no trial is of.
+NOTHING = np.zeros(2)
 OUTCOMES = ("accuracy_loss", "memory_bytes", "latency_ms")
 LOGARITHMIC = ("parameters", "macs", "memory_bytes", "latency_batch", "threads")
 # What a size follows from: which units go is for the method and the ratio to say.
@@ -97,17 +98,17 @@ class Structure:
         The categories behind the codes.
     data : DataFrame
         The trials it was fitted to: a column a node, categories as codes; and ``checkpoint``.
-    own : Mapping[str, Mapping[str, float]]
-        By outcome, then checkpoint: the network's own noise, shrunk towards 0.
-    shrinkage : Mapping[str, tuple of float]
-        By outcome: variances of the noise between and within networks.
+    own : Mapping[str, Mapping[str, Array]]
+        By outcome, then checkpoint: the network's own level and spread-wise part, shrunk towards 0.
+    parts : Mapping[str, NetworkParts]
+        By outcome: how much networks differ in them.
     """
 
     scm: Any
     levels: Mapping[str, tuple[str, ...]]
     data: pd.DataFrame
-    own: Mapping[str, Mapping[str, float]]
-    shrinkage: Mapping[str, tuple[float, float]]
+    own: Mapping[str, Mapping[str, Array]]
+    parts: Mapping[str, NetworkParts]
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -193,9 +194,9 @@ def fit_structure(frame: pd.DataFrame, levels: Mapping[str, tuple[str, ...]]) ->
         gcm.fit(scm, data[nodes])
     data["checkpoint"] = frame["checkpoint"].astype(str).to_numpy()
     bare = Structure(scm, levels, data, {}, {})
-    parts = {node: variance_parts(_residual_noise(bare, node), networks) for node in bare.outcomes}
-    own = {node: _own_noise(bare, node, parts[node]) for node in bare.outcomes}
-    return replace(bare, own=own, shrinkage=parts)
+    parts = {node: estimated_parts(*_told(bare, node), networks) for node in bare.outcomes}
+    own = {node: _own_effects(bare, node, parts[node]) for node in bare.outcomes}
+    return replace(bare, own=own, parts=parts)
 
 
 def coded(
@@ -232,7 +233,7 @@ def reweighted(structure: Structure, rng: np.random.Generator) -> Structure:
             )
             scm.set_causal_mechanism(node, refitted)
     changed = replace(structure, scm=scm)
-    own = {n: _own_noise(changed, n, structure.shrinkage[n]) for n in structure.outcomes}
+    own = {n: _own_effects(changed, n, structure.parts[n]) for n in structure.outcomes}
     return replace(changed, own=own)
 
 
@@ -271,16 +272,39 @@ def propagate(
         share[position, [names[name] for name in each]] = 1 / len(each)
     found = []
     for structure in structures:
-        noise = dict(design)
+        effects = {}
         for node in structure.outcomes:
-            own = structure.own[node]
-            noise[node] = share @ np.array([own.get(name, 0.0) for name in names])
-        found.append(from_noise(structure, pd.DataFrame(noise)))
+            own = [structure.own[node].get(name, NOTHING) for name in names]
+            effects[node] = share @ np.array(own)
+        noise = pd.DataFrame({**design, **dict.fromkeys(structure.outcomes, 0.0)})
+        found.append(from_noise(structure, noise, effects))
     return found
 
 
-def from_noise(structure: Structure, noise: pd.DataFrame) -> pd.DataFrame:
-    """Return what each node is for these noises, roots being their own noise."""
+def from_noise(
+    structure: Structure, noise: pd.DataFrame, effects: Mapping[str, Array]
+) -> pd.DataFrame:
+    """Return what each node is for these noises, roots being their own noise.
+
+    Parameters
+    ----------
+    structure : Structure
+    noise : DataFrame
+        A column a node; of outcomes without what is the network's own.
+    effects : Mapping[str, Array]
+        By outcome the effects of the network of each row.
+    """
+    noise, values = noise.copy(), {}
+    for node in structure.nodes:
+        parents = structure.parents(node)
+        if not parents:
+            values[node] = noise[node].to_numpy(dtype=float)
+            continue
+        mechanism = structure.mechanism(node)
+        causes = np.column_stack([values[parent] for parent in parents])
+        if node in effects:
+            noise[node] = noise[node] + mechanism.own_noise(causes, effects[node])
+        values[node] = mechanism.evaluate(causes, noise[node].to_numpy())[:, 0]
     with quiet_gcm() as gcm:
         samples: pd.DataFrame = gcm.counterfactual_samples(structure.scm, {}, noise_data=noise)
     return samples
@@ -305,15 +329,15 @@ def _is_log(node: str, data: pd.DataFrame) -> bool:
     return node != "accuracy_loss" and bool((data[node] > 0).all())
 
 
-def _residual_noise(structure: Structure, node: str) -> Array:
-    data = structure.data
-    found = structure.mechanism(node).estimate_noise(
-        data[node].to_numpy(), data[structure.parents(node)].to_numpy()
-    )
-    return np.asarray(found)[:, 0]
+def _told(structure: Structure, node: str) -> tuple[Array, Array, Array]:
+    """Return what trials tell of their networks: residual, spread, columns of the effects."""
+    data, mechanism = structure.data, structure.mechanism(node)
+    parents = data[structure.parents(node)].to_numpy()
+    residual = mechanism.transformed(data[node].to_numpy()) - mechanism.location(parents)
+    return residual, mechanism.scale(parents), mechanism.own_columns(parents)
 
 
-def _own_noise(structure: Structure, node: str, parts: tuple[float, float]) -> dict[str, float]:
+def _own_effects(structure: Structure, node: str, parts: NetworkParts) -> dict[str, Array]:
     codes, names = pd.factorize(structure.data["checkpoint"])
-    means = shrunk_means(_residual_noise(structure, node), codes, parts)
-    return {str(name): float(value) for name, value in zip(names, means, strict=True)}
+    effects = parts.effects(*_told(structure, node), codes)
+    return {str(name): own for name, own in zip(names, effects, strict=True)}

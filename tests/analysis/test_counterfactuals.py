@@ -21,7 +21,9 @@ from causalprune.analysis import (
     replay_answers,
     replay_error,
 )
+from causalprune.analysis.structural_model import CATEGORIES, fit_structure, propagate
 from causalprune.analysis.structural_replay import summarised
+from causalprune.analysis.structural_support import sizes_of
 from causalprune.errors import InvalidArgumentError, RecordError, UnknownNameError
 
 SLOWER = 2.0
@@ -79,6 +81,53 @@ def test_the_networks_own_noise_is_kept(model, table):
     width = [each["accuracy_loss"].high - each["accuracy_loss"].low for each in (other, anyone)]
     assert width[1] > 1.5 * width[0]  # a trial of any network varies by which network it is
     assert own.checkpoint == "lenet5/0" and anyone.checkpoint is None
+
+
+def told_losses(trials: pd.DataFrame, ratios: tuple[float, ...], method: str) -> pd.DataFrame:
+    """What is told of every network at these ratios, without intervals: ratios by networks."""
+    levels = {name: tuple(sorted(trials[name].unique())) for name in CATEGORIES if name in trials}
+    structure = fit_structure(trials, levels)
+    cells = [
+        {**row, "ratio": ratio, "method": method}
+        for ratio in ratios
+        for row in trials.drop_duplicates("checkpoint").to_dict("records")
+    ]
+    for cell in cells:
+        cell |= sizes_of(trials, cell, (str(cell["checkpoint"]),)).columns()
+    frame = pd.DataFrame(cells)
+    (told,) = propagate([structure], frame, [(str(name),) for name in frame["checkpoint"]])
+    return told.assign(checkpoint=frame["checkpoint"]).pivot(
+        index="ratio", columns="checkpoint", values="accuracy_loss"
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_planted_level_of_one_network_is_told_in_full_at_every_ratio(seed):
+    trials = simulate(seed, checkpoints=3, checkpoint_noise=0)
+    usual = trials.groupby("checkpoint")["accuracy_loss"].mean()
+    trials.loc[trials["checkpoint"] == 0, "accuracy_loss"] += OWN_LOSS
+    told = told_losses(trials, (0.0, 0.3, 0.65, 0.9), "path")
+    planted = OWN_LOSS + usual[0] - usual[1:].mean()
+    # Sizes differ, too: a point of parameters is 0.2 points of loss at the steep end.
+    np.testing.assert_allclose(told[0] - told[[1, 2]].mean(axis=1), planted, atol=0.01)
+
+
+def test_a_cell_that_no_trial_is_in_follows_the_trials_around_it():
+    parts = [
+        simulate(k, checkpoints=3).assign(
+            architecture=f"net{k}",
+            checkpoint=lambda t, k=k: f"net{k}/" + t["checkpoint"].astype(str),
+        )
+        for k in range(3)
+    ]
+    trials = pd.concat(parts, ignore_index=True)
+    absent = (
+        (trials["architecture"] == "net0") & (trials["method"] == "l1") & (trials["ratio"] == 0.8)
+    )
+    rest = trials[~absent].reset_index(drop=True)
+    own = rest[rest["architecture"] == "net0"]["checkpoint"].unique()
+    told = told_losses(rest, (0.8,), "l1")[own].to_numpy()
+    assert told.mean() == pytest.approx(trials[absent]["accuracy_loss"].mean(), abs=0.02)
 
 
 def test_another_machine_changes_the_latency_and_nothing_else(model):
