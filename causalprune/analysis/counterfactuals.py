@@ -45,6 +45,10 @@ class CounterfactualModel:
     cost graphs with `dowhy.gcm`. The trial's own noise is not carried over: another trial draws
     another one, and the interval holds it.
 
+    A network's own noise is a level, the same at every ratio, and a part that grows with the spread
+    of trials, both shrunk by how much networks differ. One that responds to pruning twice as much
+    as others at every ratio is told between its own response and theirs.
+
     Attributes
     ----------
     frame : DataFrame
