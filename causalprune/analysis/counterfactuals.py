@@ -40,10 +40,11 @@ class CounterfactualModel:
 
     The estimand is a unit-level counterfactual in Pearl's sense (*Causality*, 2nd ed., section
     7.1): abduction (each network's own noise, from all its trials), action (ratio, method,
-    shift, machine; parameters, MACs and the achieved ratio are taken from trials of that
-    architecture, never learnt by regression), prediction through the joined accuracy and
+    shift, machine; parameters, MACs, the achieved ratio and the memory are taken from trials of
+    that architecture, never learnt by regression), prediction through the joined accuracy and
     cost graphs with `dowhy.gcm`. The trial's own noise is not carried over: another trial draws
-    another one, and the interval holds it.
+    another one, and the interval holds it. Intervals are scaled by trials that were held out; at
+    a ratio that was not tried there, by whole ratios that were, too.
 
     A network's own noise is a level, the same at every ratio, and a part that grows with the spread
     of trials, both shrunk by how much networks differ. One that responds to pruning twice as much

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from causalprune.analysis.structural_mechanisms import Array
 from causalprune.analysis.structural_model import (
     CATEGORIES,
+    COMPUTED,
     SIZES,
     Structure,
     fit_structure,
@@ -28,6 +30,9 @@ DRAWS = 60
 FOLDS = 10
 # Trials held out in turn for the conformal scores; more only sharpen a known quantile.
 MAX_HELD_OUT = 1000
+# With more ratios than these, held-out trials are at ratios of their own already.
+MAX_LEVELS = 12
+GAP_SQUARED = 4.0
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,19 @@ class Calibrated:
         predicted standard deviations.
     scores_any : Mapping[str, Array]
         The same for predictions that keep the mean of the architecture's networks instead.
+    between, between_any : Mapping[str, Array]
+        The same for cells at a ratio that was not tried there.
+    tried : frozenset
+        Categories and ratio of the cells that were.
     """
 
     structure: Structure
     draws: tuple[Structure, ...]
     scores: Mapping[str, Array]
     scores_any: Mapping[str, Array]
+    between: Mapping[str, Array]
+    between_any: Mapping[str, Array]
+    tried: frozenset[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -78,9 +90,18 @@ def calibrate(frame: pd.DataFrame, seed: int) -> Calibrated:
     structure = fit_structure(frame, levels)
     rng = np.random.default_rng(seed)
     draws = tuple(reweighted(structure, rng) for _ in range(DRAWS))
-    bare = Calibrated(structure, draws, {}, {})
-    named, anyone = _held_out_scores(bare, frame, rng)
-    return Calibrated(structure, draws, named, anyone)
+    tried = frozenset(_keys(frame))
+    bare = Calibrated(structure, draws, {}, {}, {}, {}, tried)
+    named, anyone = _held_out_scores(bare, frame, _folds(frame, rng))
+    by_level = _held_out_scores(bare, frame, _level_folds(frame))
+    found = replace(bare, scores=named, scores_any=anyone, between=named, between_any=anyone)
+    if not all(len(score) for score in by_level[0].values()):
+        return found
+    return replace(
+        found,
+        between=_with_levels(named, by_level[0]),
+        between_any=_with_levels(anyone, by_level[1]),
+    )
 
 
 def predict(
@@ -92,11 +113,19 @@ def predict(
 ) -> dict[str, Band]:
     """Predict each outcome of design cells (categories as text, exact sizes), with intervals."""
     middle, deviation = _moments(calibrated, cells, checkpoints)
-    scores = calibrated.scores if named else calibrated.scores_any
+    at, between = (
+        (calibrated.scores, calibrated.between)
+        if named
+        else (calibrated.scores_any, calibrated.between_any)
+    )
+    known = np.array([key in calibrated.tried for key in _keys(cells)])
     found = {}
     for outcome in calibrated.structure.outcomes:
         mechanism = calibrated.structure.mechanism(outcome)
-        margin = conformal_factor(scores[outcome]) * deviation[outcome]
+        factors = conformal_factor(at[outcome]), conformal_factor(between[outcome])
+        if outcome == COMPUTED:  # where all trials agree it is still known but to rounding
+            factors = max(factors[0], 1.0), max(factors[1], 1.0)
+        margin = np.where(known, *factors) * deviation[outcome]
         found[outcome] = Band(
             mechanism.restored(middle[outcome]),
             mechanism.restored(middle[outcome] - margin),
@@ -145,7 +174,18 @@ def _at_cells(
         by_sizes = mechanism.transformed(other[outcome].to_numpy()) - middle[outcome]
         by_noise = mechanism.scale(samples[structure.parents(outcome)].to_numpy())
         spread[outcome] = np.hypot(by_noise, by_sizes)
+    if _is_computed(cells) and COMPUTED in middle:
+        mechanism = structure.mechanism(COMPUTED)
+        value, deviation = (
+            cells[name].to_numpy(dtype=float) for name in (COMPUTED, deviation_of(COMPUTED))
+        )
+        middle[COMPUTED] = mechanism.transformed(value)
+        spread[COMPUTED] = mechanism.transformed(value + deviation) - middle[COMPUTED]
     return middle, spread
+
+
+def _is_computed(cells: pd.DataFrame) -> bool:
+    return deviation_of(COMPUTED) in cells and bool(cells[deviation_of(COMPUTED)].notna().all())
 
 
 def _one_deviation_off(cells: pd.DataFrame) -> pd.DataFrame:
@@ -165,22 +205,56 @@ def _variance_of_draws(
     for outcome in calibrated.structure.outcomes:
         transformed = calibrated.structure.mechanism(outcome).transformed
         found[outcome] = np.var([transformed(each[outcome].to_numpy()) for each in drawn], axis=0)
+    if COMPUTED in found and _is_computed(cells):
+        found[COMPUTED] = np.zeros(len(cells))
+    return found
+
+
+def _keys(rows: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Name the place and the ratio of each row."""
+    names = [name for name in ("architecture", "dataset", "method") if name in rows]
+    places = rows[names].astype(str).to_numpy()
+    ratios = rows["ratio"].astype(float)
+    return [(*place, f"{ratio:.9g}") for place, ratio in zip(places.tolist(), ratios, strict=True)]
+
+
+def _folds(frame: pd.DataFrame, rng: np.random.Generator) -> list[NDArray[np.bool_]]:
+    """Return which rows are held out together: rows of one trial under several shifts are."""
+    trials = frame["trial"].to_numpy() if "trial" in frame else np.arange(len(frame))
+    order = rng.permutation(np.unique(trials))[:MAX_HELD_OUT]
+    return [np.isin(trials, fold) for fold in np.array_split(order, min(FOLDS, len(order)))]
+
+
+def _level_folds(frame: pd.DataFrame) -> list[NDArray[np.bool_]]:
+    """Return the rows of each ratio between others; none where a ratio is hardly tried twice."""
+    ratios = frame["ratio"].to_numpy(dtype=float)
+    levels = np.unique(ratios)
+    return [ratios == level for level in levels[1:-1]] if len(levels) <= MAX_LEVELS else []
+
+
+def _with_levels(trials: Mapping[str, Array], levels: Mapping[str, Array]) -> dict[str, Array]:
+    """Take whichever held-out scores say that errors are larger; for the memory those of levels.
+
+    Without a ratio the gap around it is twice as wide, and what a smooth line misses in the
+    middle of a gap grows with its square. Not so the memory, which falls in steps, a unit each.
+    """
+    found = {}
+    for name, score in trials.items():
+        if name == COMPUTED and math.isfinite(conformal_factor(levels[name])):
+            found[name] = levels[name]
+        else:
+            nearer = levels[name] / GAP_SQUARED
+            found[name] = max(score, nearer, key=lambda each: (conformal_factor(each), len(each)))
     return found
 
 
 def _held_out_scores(
-    calibrated: Calibrated, frame: pd.DataFrame, rng: np.random.Generator
+    calibrated: Calibrated, frame: pd.DataFrame, folds: Sequence[NDArray[np.bool_]]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Predict trials by models without them, sizes included, as counterfactuals of their network.
-
-    Folds hold whole trials: rows of one trial under several shifts go together.
-    """
-    trials = frame["trial"].to_numpy() if "trial" in frame else np.arange(len(frame))
-    order = rng.permutation(np.unique(trials))[:MAX_HELD_OUT]
+    """Predict rows by models without them, sizes included, as counterfactuals of their network."""
     outcomes = calibrated.structure.outcomes
     parts: list[tuple[pd.DataFrame, list[Sequence[str]], pd.DataFrame]] = []
-    for fold in np.array_split(order, min(FOLDS, len(order))):
-        out = np.isin(trials, fold)
+    for out in folds:
         rest = frame[~out].reset_index(drop=True)
         cells, rows = _cells(rest, frame[out])
         if len(rows):

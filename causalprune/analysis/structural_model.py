@@ -39,6 +39,8 @@ SIZES = ("achieved_ratio", "parameters", "macs")
 # Effects of a network that no trial is of.
 NOTHING = np.zeros(2)
 OUTCOMES = ("accuracy_loss", "memory_bytes", "latency_ms")
+# Which units go fixes it, as it fixes the sizes: told from trials, whatever a model would say.
+COMPUTED = "memory_bytes"
 LOGARITHMIC = ("parameters", "macs", "memory_bytes", "latency_batch", "threads")
 # What a size follows from: which units go is for the method and the ratio to say.
 SIZE_CAUSES = ("architecture", "dataset", "method", "ratio")

@@ -7,19 +7,21 @@ against the trials before it reaches the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from causalprune.analysis.structural_model import CATEGORIES, NUMBERS, OUTCOMES, SIZES
+from causalprune.analysis.structural_model import CATEGORIES, COMPUTED, NUMBERS, OUTCOMES, SIZES
 from causalprune.errors import InvalidArgumentError, UnknownNameError
 
 __all__: list[str] = []
 
 SAME_RATIO = 1e-9
+# Scales of what a straight line misses, of its rise, and of rounding; held-out trials set factors.
+LINE_SHARE, LEAST_SHARE = 0.1, 1e-4
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,21 @@ class Sizes:
         Whether they are recorded sizes of this very cell, or all networks there have the same.
     deviation : Mapping[str, float]
         By column: standard deviation of networks around them; 0 where exact.
+    computed : tuple of float
+        The memory there, and how far it may be off; NaN where no trial tells.
     """
 
     values: Mapping[str, float]
     source: str
     exact: bool
     deviation: Mapping[str, float]
+    computed: tuple[float, float] = (math.nan, math.nan)
 
     def columns(self) -> dict[str, float]:
         """Return values and deviations as columns of a cell."""
         around = {deviation_of(name): value for name, value in self.deviation.items()}
-        return {**self.values, **around}
+        value, deviation = self.computed
+        return {**self.values, **around, COMPUTED: value, deviation_of(COMPUTED): deviation}
 
 
 def deviation_of(size: str) -> str:
@@ -155,12 +161,14 @@ def sizes_of(frame: pd.DataFrame, cell: Mapping[str, Any], checkpoints: tuple[st
         if len(here):
             values = {name: float(here[name].mean()) for name in columns}
             spread = max((_relative_spread(here[name]) for name in columns), default=0.0)
+            memory = _memory(here, rows, cell)
             count = here["checkpoint"].nunique()
             source = whose or f"{count} networks of this architecture at this method and ratio"
             if spread > 0:
                 source += f" (their mean; they differ by up to {100 * spread:.2g} %)"
             around = dict.fromkeys(columns, 0.0) if whose or not spread else _around(rows, cell)
-            return Sizes(values, source, spread == 0, {name: around[name] for name in columns})
+            deviation = {name: around[name] for name in columns}
+            return Sizes(values, source, spread == 0, deviation, memory)
     for group, whose in ((own, "this network's own trials"), (rows, "trials of this architecture")):
         levels = np.unique(group["ratio"].to_numpy(dtype=float))
         if len(levels) > 1 and levels[0] < ratio < levels[-1]:
@@ -170,19 +178,34 @@ def sizes_of(frame: pd.DataFrame, cell: Mapping[str, Any], checkpoints: tuple[st
             low, high = levels[position - 1], levels[position]
             source = f"a straight line between {whose} at ratios {low:g} and {high:g}"
             around = _around(rows, cell)
-            return Sizes(values, source, False, {name: around[name] for name in columns})
+            memory = _memory(group[group["ratio"].isin((low, high))], rows, cell)
+            deviation = {name: around[name] for name in columns}
+            return Sizes(values, source, False, deviation, memory)
     nothing = dict.fromkeys(columns, math.nan)
     return Sizes(nothing, "no trial tells", False, nothing)
 
 
-def _around(rows: pd.DataFrame, cell: Mapping[str, Any]) -> dict[str, float]:
+def _memory(told: pd.DataFrame, rows: pd.DataFrame, cell: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the memory at a cell's ratio from trials at one or two ratios, and its deviation."""
+    if COMPUTED not in rows or not rows[COMPUTED].notna().all():
+        return math.nan, math.nan
+    means = told.groupby("ratio")[COMPUTED].mean()
+    value = float(np.interp(cell["ratio"], means.index.to_numpy(dtype=float), means.to_numpy()))
+    rise = float(means.max() - means.min())
+    around = _around(rows, cell, (COMPUTED,))[COMPUTED]
+    return value, math.hypot(around, LINE_SHARE * rise, LEAST_SHARE * value)
+
+
+def _around(
+    rows: pd.DataFrame, cell: Mapping[str, Any], names: Sequence[str] = SIZES
+) -> dict[str, float]:
     """Return the standard deviation of sizes between networks, pooled over the ratios.
 
     Pooled, because two or three networks at one ratio may agree by chance; ratios at which all
     have the same size, as where nothing is pruned, are left out unless that is asked for.
     """
     found = {}
-    for name in (n for n in SIZES if n in rows):
+    for name in (n for n in names if n in rows):
         groups = rows.groupby("ratio")[name]
         variances, free = groups.var(ddof=1).fillna(0.0), groups.count() - 1
         same = np.abs(variances.index.to_numpy(dtype=float) - cell["ratio"]) < SAME_RATIO
