@@ -79,6 +79,8 @@ class UnitEffects:
         )
         if math.isfinite(self.cost) and self.cost_exact > 0:
             text += f", at {self.cost / self.cost_exact:.0%} of the cost of ablating all"
+            if self.cost > self.cost_exact:
+                text += ": method 'ablation' for all of them would be cheaper, and exact"
         return text
 
     @property

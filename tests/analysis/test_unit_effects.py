@@ -157,6 +157,9 @@ def test_findings_and_sentence_say_what_was_found() -> None:
     found = unit_effects(table)
     assert found.cost_exact == 400 * 5 + 8
     assert "at 40% of the cost of ablating all" in found.sentence and "400 units" in repr(found)
+    assert "cheaper" not in found.sentence
+    dear = unit_effects(table.assign(cost=20.0))
+    assert "at 398% of the cost of ablating all: method 'ablation'" in dear.sentence
     first = found.findings()[0]
     assert (first.question, first.effect) == ("by layer", found.layers[0].mean)
     assert first.contrast == "one unit of conv1 removed"
