@@ -22,7 +22,7 @@ from causalprune.experiments.study_work import study_row
 from causalprune.experiments.trial_artefacts import TrialArtefacts
 from causalprune.measures import machine_info, torch_threads
 
-__all__ = ["BlockOrder", "files_in", "remote_block", "remote_trial", "task"]
+__all__ = ["BlockOrder", "TrialOrder", "files_in", "remote_block", "remote_trial", "task"]
 
 # The block that the trials of this process last were of: most blocks fill much of a worker's
 # memory, and a trial takes long beside loading one.
@@ -45,9 +45,9 @@ def task() -> Callable[..., dict[str, Any]]:
     def run(version: str, stop: str, name: str, *arguments: Any) -> dict[str, Any]:
         import os
         import platform
+        import sys
         import threading
-        from importlib.metadata import PackageNotFoundError
-        from importlib.metadata import version as version_of
+        from importlib.metadata import PackageNotFoundError, distribution
 
         def stopped() -> bool:
             import ray
@@ -59,7 +59,11 @@ def task() -> Callable[..., dict[str, Any]]:
             return True
 
         try:
-            found = version_of("causalprune")
+            installed = distribution("causalprune")
+            found = installed.version
+            # Ray looks first in the folder where the driver runs: sources that lie there lack what
+            # was compiled.
+            sys.path.insert(0, str(installed.locate_file("")))
         except PackageNotFoundError:
             found = "none"
         if found != version:
@@ -89,6 +93,25 @@ def task() -> Callable[..., dict[str, Any]]:
         return result
 
     return run
+
+
+@dataclass(frozen=True)
+class TrialOrder:
+    """A trial to run on a node.
+
+    Attributes
+    ----------
+    config : RunConfig
+        Of the block.
+    entry : StudyCell
+        Which trial.
+    wanted : tuple of str
+        Artefacts to keep.
+    """
+
+    config: RunConfig
+    entry: StudyCell
+    wanted: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -172,14 +195,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
-def remote_trial(
-    key: str,
-    content: list[Any],
-    device: str,
-    config: RunConfig,
-    entry: StudyCell,
-    wanted: tuple[str, ...],
-) -> dict[str, Any]:
+def remote_trial(key: str, content: list[Any], device: str, order: bytes) -> dict[str, Any]:
     """Run one trial in a worker of the cluster.
 
     Parameters
@@ -190,12 +206,8 @@ def remote_trial(
         The pickled block; in a list, so that only a process that lacks the block fetches it.
     device : str
         ``"cpu"`` or ``"cuda"``; of the GPUs Ray shows a worker those that it may use.
-    config : RunConfig
-        Of the block.
-    entry : StudyCell
-        Which trial.
-    wanted : tuple of str
-        Artefacts to keep.
+    order : bytes
+        A pickled `TrialOrder`: Ray must not unpickle it before `task` knows where we are.
 
     Returns
     -------
@@ -209,9 +221,10 @@ def remote_trial(
     if key not in _loaded:
         _loaded.clear()
         _loaded[key] = moved(_fetched(content[0]), torch.device(device), machine["name"])
-    artefacts = TrialArtefacts(wanted)
+    wanted: TrialOrder = pickle.loads(order)
+    artefacts = TrialArtefacts(wanted.wanted)
     return {
-        "row": study_row(config, entry, _loaded[key], artefacts),
+        "row": study_row(wanted.config, wanted.entry, _loaded[key], artefacts),
         "artefacts": artefacts.content,
         "node": ray.get_runtime_context().get_node_id(),
         "worker": Worker.here(),

@@ -25,7 +25,7 @@ from causalprune.experiments.ray_cluster import (
     slots_of,
     unmet,
 )
-from causalprune.experiments.ray_trial import BlockOrder, files_in, task
+from causalprune.experiments.ray_trial import BlockOrder, TrialOrder, files_in, task
 from causalprune.experiments.store_reader import MAX_ATTEMPTS
 from causalprune.experiments.study_work import (
     StudyWork,
@@ -136,6 +136,7 @@ def _submit(run: _Run, remote: Any) -> bool:
         row = study_row(work.spec.blocks[entry.block], entry, sent, nothing)
         work.finish(claimed.trial, row, nothing.content)
         return True
+    order = TrialOrder(work.spec.blocks[entry.block], entry, work.spec.artefacts)
     reference = remote.options(
         name=f"trial {claimed.trial}", num_cpus=size.cpus, num_gpus=size.gpus
     ).remote(
@@ -145,9 +146,7 @@ def _submit(run: _Run, remote: Any) -> bool:
         f"{run.key}-{entry.block}",
         [sent],
         "cuda" if size.gpus else "cpu",
-        work.spec.blocks[entry.block],
-        entry,
-        work.spec.artefacts,
+        run.ray.cloudpickle.dumps(order),
     )
     run.trials[reference] = claimed.trial
     return True

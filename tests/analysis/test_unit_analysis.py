@@ -100,7 +100,7 @@ def test_a_folder_holds_both_and_files_do_as_well(tmp_path: Path) -> None:
 def test_what_cannot_be_analysed_says_what_can(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"analysis\.mask_effects\(table, treatments\)"):
         analyze(masks().frame)
-    with pytest.raises(InvalidArgumentError, match="preset, graph: expected None"):
+    with pytest.raises(InvalidArgumentError, match="preset, graph, contrasts: expected None"):
         analyze(UNITS, preset="iisc")
     with pytest.raises(RecordError, match="missing columns margin"):
         analyze(UNITS, outcome="margin")

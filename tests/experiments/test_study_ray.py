@@ -73,9 +73,14 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     folder = tmp_path_factory.mktemp("ray")
     study_in(folder)
     (folder / "wide.yaml").write_text(TEXT + "threads: 64\n")
+    # Ray's workers look first where the driver runs, and there may lie sources without the
+    # compiled extension.
+    (folder / "causalprune").mkdir()
+    (folder / "causalprune" / "__init__.py").write_text("raise ImportError('not compiled')\n")
     for _ in range(3):
         ended = subprocess.run(
             [sys.executable, str(SCRIPT), str(folder)],
+            cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -252,7 +257,7 @@ def test_a_node_without_causalprune_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(metadata, "version", missing)
+    monkeypatch.setattr(metadata, "distribution", missing)
     assert "has causalprune none, expected 0.1.0" in task()("0.1.0", "stop", "none")["refused"]
 
 
