@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -36,17 +35,16 @@ FAST = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000}
 NOT_STARTED = 75
 
 
-def when(ready: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
-    """Do something from another thread as soon as it is time."""
+def after_the_next_trial(act: Callable[[], None]) -> None:
+    """Do something as soon as the study has recorded one more trial: others are under way then."""
+    record = study_ray._record
 
-    def wait() -> None:
-        while not ready():
-            time.sleep(0.05)
+    def recorded(run: Any, reference: Any) -> None:
+        record(run, reference)
+        study_ray._record = record
         act()
 
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    return thread
+    study_ray._record = recorded
 
 
 def within(seconds: float, ready: Callable[[], bool]) -> bool:
@@ -98,13 +96,6 @@ def main(folder: Path) -> dict[str, Any]:
     study_ray.version = version
     seen["version counts"] = counts(study)
 
-    def some_done() -> bool:
-        return study.status().finished > 0
-
-    def in_the_middle() -> bool:
-        status = study.status()
-        return status.finished > before and status.running == 3  # two run, the third waits
-
     def kill_second() -> None:
         seen["counts when killed"] = counts(study)
         raylet = psutil.Process(second.all_processes["raylet"][0].process.pid)
@@ -113,19 +104,16 @@ def main(folder: Path) -> dict[str, Any]:
                 process.kill()
         cluster.remove_node(second, allow_graceful=False)
 
-    interrupted = when(some_done, lambda: os.kill(os.getpid(), signal.SIGINT))
+    after_the_next_trial(lambda: os.kill(os.getpid(), signal.SIGINT))
     seen["interrupted"] = error_of(run)
     if study.status().finished == 0:
         print(f"before the first trial had ended: {seen['interrupted']}", flush=True)
         sys.exit(NOT_STARTED)
-    interrupted.join()
     seen["interrupted counts"] = counts(study)
-    before = study.status().finished
     free = ray.available_resources
     seen["nodes are free again"] = within(90, lambda: free().get("CPU") == 2)
-    killed = when(in_the_middle, kill_second)
+    after_the_next_trial(kill_second)
     seen["after"] = error_of(run)
-    killed.join(5)
     seen["after counts"] = counts(study)
     seen["users is kept"] = ray.is_initialized()
     seen["second node is gone"] = within(
