@@ -63,7 +63,9 @@ def task() -> Callable[..., dict[str, Any]]:
             found = installed.version
             # Ray looks first in the folder where the driver runs: sources that lie there lack what
             # was compiled.
-            sys.path.insert(0, str(installed.locate_file("")))
+            place = str(installed.locate_file(""))
+            if sys.path[0] != place:  # a process runs many trials
+                sys.path.insert(0, place)
         except PackageNotFoundError:
             found = "none"
         if found != version:
@@ -105,13 +107,13 @@ class TrialOrder:
         Of the block.
     entry : StudyCell
         Which trial.
-    wanted : tuple of str
-        Artefacts to keep.
+    artefacts : tuple of str
+        Which to keep.
     """
 
     config: RunConfig
     entry: StudyCell
-    wanted: tuple[str, ...]
+    artefacts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def remote_trial(key: str, content: list[Any], device: str, order: bytes) -> dic
         _loaded.clear()
         _loaded[key] = moved(_fetched(content[0]), torch.device(device), machine["name"])
     wanted: TrialOrder = pickle.loads(order)
-    artefacts = TrialArtefacts(wanted.wanted)
+    artefacts = TrialArtefacts(wanted.artefacts)
     return {
         "row": study_row(wanted.config, wanted.entry, _loaded[key], artefacts),
         "artefacts": artefacts.content,
