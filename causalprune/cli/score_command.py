@@ -211,6 +211,10 @@ def _print(scores: Scores, out: Path) -> None:
         print(f"note: {note}")
     if len(scores.notes) > _NOTES_SHOWN:
         print(f"and {len(scores.notes) - _NOTES_SHOWN} more notes in the file")
+    checks = scores.tables.get("graph checks")
+    for row in checks.to_dict("records") if checks is not None else ():
+        if row["reason"]:
+            print(f"class {row['class']} is not explained: {row['reason']}")
     # Not through the console: a path must not be wrapped.
     print(f"scores: {out}")
 

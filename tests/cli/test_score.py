@@ -99,6 +99,8 @@ def test_classes_are_explained_when_asked(small: tuple[str, ...], tmp_path: Path
     assert list(checks["class"]) == [0, 1, 2] and (checks["reason"] == "").any()
     assert _run(*arguments, "--explain", "2").exit_code == 0
     assert list(Scores.load(out).tables["graph checks"]["class"]) == [2]
+    missing = _run(*small, "--out", str(tmp_path / "12.npz"), "--explain", "12")
+    assert "class 12 is not explained: " in missing.output
     refused = _refused(*small, "--out", str(tmp_path / "no.npz"), "--explain", "cat")
     assert "--explain: expected classes" in refused
 
